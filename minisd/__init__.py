@@ -1,0 +1,14 @@
+"""minisd: Stable Diffusion, built, trained and measured on a laptop.
+
+The package of the book. Each module's first line names the chapter that builds it.
+"""
+
+from minisd.compat import declare_torchvision_operators
+
+declare_torchvision_operators()  # before anything imports torchvision
+
+from minisd.exercises import check  # noqa: E402
+from minisd.schedulers import DDIMScheduler, DDPMScheduler  # noqa: E402
+from minisd.unet import UNet, UNetConfig  # noqa: E402
+
+__all__ = ["DDIMScheduler", "DDPMScheduler", "UNet", "UNetConfig", "check"]

@@ -1,0 +1,63 @@
+"""Chapter 4: from noise to images. The denoising loop is a generator: watch it at any step."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minisd.schedulers import Scheduler
+
+
+class DenoisingState(NamedTuple):
+    """Where the loop stands after one step."""
+
+    t: Tensor  # the timestep that was just left
+    x: Tensor  # the images now, one step less noisy, (b,c,h,w)
+    x_start: Tensor  # the clean images that the network expected at t, (b,c,h,w)
+
+
+def denoise(
+    unet: nn.Module,
+    scheduler: Scheduler,
+    x: Tensor,
+    num_inference_steps: int,
+    generator: torch.Generator | None = None,
+    context: Tensor | None = None,
+) -> Iterator[DenoisingState]:
+    """Turn pure noise x (b,c,h,w) into samples, yielding the state after every step.
+
+    Raises ValueError for a number of steps that the scheduler does not allow.
+    """
+    scheduler.set_timesteps(num_inference_steps, device=x.device)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            prediction = unet(scheduler.scale_model_input(x, t), t, context)
+        x, x_start = scheduler.step(prediction, t, x, generator=generator)[:2]
+        yield DenoisingState(t, x, x_start)
+
+
+def sample(
+    unet: nn.Module,
+    scheduler: Scheduler,
+    n: int,
+    num_inference_steps: int = 50,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+) -> Iterator[Tensor]:
+    """Draw n images of the U-Net's own size, yielding batches (b,c,h,w) of at most `batch_size`.
+
+    Raises ValueError if n or the number of steps is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"the number of images must be at least 1, got {n}")
+    config, device = unet.config, next(unet.parameters()).device
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(f"the generator is on {generator.device}, the model on {device}")
+    for start in range(0, n, batch_size):
+        shape = (min(batch_size, n - start), config.in_channels, *[config.sample_size] * 2)
+        x = torch.randn(shape, generator=generator, device=device)
+        for state in denoise(unet, scheduler, x, num_inference_steps, generator):
+            pass
+        yield state.x

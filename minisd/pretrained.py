@@ -1,0 +1,181 @@
+"""Save a model as a folder, and load it again: from a folder, from this package, or from the hub.
+
+A folder holds `config.json` (the fields of the model's config) and `model.safetensors`. Folders in
+diffusers' format are read as they are, and written on request.
+"""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minisd.files import read_json, replacing, writable_folder, write_json
+from minisd.weights import DiffusersFormat
+
+WEIGHTS = "model.safetensors"
+CHECKPOINTS = next(  # beside the modules once installed; in data/ in the repository
+    (
+        folder
+        for folder in (
+            Path(__file__).parent / "checkpoints",
+            Path(__file__).parents[1] / "data" / "checkpoints",
+        )
+        if folder.is_dir()
+    ),
+    Path(__file__).parents[1] / "data" / "checkpoints",
+)
+
+
+def bundled() -> list[str]:
+    """Return the names of the checkpoints that come with minisd."""
+    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+
+
+def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("*",)) -> Path:
+    """Return the local folder of `name`: a folder, a bundled checkpoint, or a hub id.
+
+    Only a hub id ("owner/model") is downloaded, and of it only the files that match `patterns`.
+    Raises ValueError if there is no such thing, or no network to fetch it.
+    """
+    for folder in (Path(name).expanduser(), CHECKPOINTS / name):
+        if folder.is_dir():
+            folder = folder / subfolder
+            if not folder.is_dir():
+                raise ValueError(f"{name} has no subfolder {subfolder!r}")
+            return folder
+    owner, _, model = str(name).partition("/")
+    if not owner.strip("._~-") or not model or "/" in model:
+        raise ValueError(
+            f"unknown model {str(name)!r}: neither a folder nor a bundled checkpoint "
+            f"({', '.join(bundled()) or 'none'}) nor a hub id like owner/model"
+        )
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        root = snapshot_download(str(name), allow_patterns=[prefix + p for p in patterns])
+    except Exception as error:  # the hub's client raises some twenty unrelated types
+        raise ValueError(f"cannot download {name} from the hub: {error}") from error
+    return Path(root) / subfolder
+
+
+def build_config(config_class: type, values: dict[str, Any], source: str | Path) -> Any:
+    """Return `config_class(**values)`; an unknown field raises ValueError that names it."""
+    known = {field.name for field in fields(config_class)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{source}: unknown field {', '.join(map(repr, unknown))}; "
+            f"{config_class.__name__} has {', '.join(sorted(known))}"
+        )
+    return config_class(**values)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; a missing, truncated or foreign one raises ValueError."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); fetch or train it again"
+        ) from None
+
+
+class Pretrained:
+    """Adds `from_pretrained` and `save_pretrained` to a model built from one config dataclass."""
+
+    config_class: ClassVar[type]
+    diffusers_format: ClassVar[DiffusersFormat | None] = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        subfolder: str = "",
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+    ) -> Self:
+        """Load a model from a folder, by the name of a bundled checkpoint, or by its hub id.
+
+        `variant="fp16"` picks the half-precision files of a diffusers folder. The model is on the
+        CPU and in evaluation mode. Raises ValueError if anything is missing or does not fit.
+        """
+        foreign = cls.diffusers_format
+        foreign_file = foreign.file if foreign else WEIGHTS
+        if variant:
+            foreign_file = foreign_file.replace(".safetensors", f".{variant}.safetensors")
+        folder = locate(name, subfolder, ("config.json", WEIGHTS, foreign_file))
+        raw = read_json(folder / "config.json")
+        if not isinstance(raw, dict):
+            raise ValueError(f"{folder / 'config.json'} must hold one JSON object")
+
+        is_foreign = "_class_name" in raw
+        if is_foreign:
+            if foreign is None or raw["_class_name"] not in foreign.class_names:
+                raise ValueError(f"{folder} holds a {raw['_class_name']}, not a {cls.__name__}")
+            raw = foreign.read_config(raw)
+        config = build_config(cls.config_class, raw, folder / "config.json")
+        path = folder / (foreign_file if is_foreign else WEIGHTS)
+        tensors = read_tensors(path)
+
+        with torch.device("meta"):  # shapes without memory: the file brings the numbers
+            model = cls(config)
+        if is_foreign:
+            names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
+            tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
+        tensors = {key: tensor.to(torch_dtype) for key, tensor in tensors.items()}
+        check_fit(model, tensors, path)
+        model.load_state_dict(tensors, assign=True)
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, format: str = "minisd"
+    ) -> None:
+        """Write `config.json` and the weights, each whole or not at all.
+
+        `dtype` changes the precision of what is stored, `format="diffusers"` the names. Raises
+        ValueError for an unknown format or a folder that cannot be written.
+        """
+        if format not in ("minisd", "diffusers"):
+            raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
+        if format == "diffusers" and self.diffusers_format is None:
+            raise ValueError(f"diffusers has no counterpart of {type(self).__name__}")
+        tensors = {key: t.detach().to(dtype=dtype).cpu() for key, t in self.state_dict().items()}
+        config, file = asdict(self.config), WEIGHTS
+        if format == "diffusers":
+            names = self.diffusers_names()
+            tensors = {names[key]: tensor for key, tensor in tensors.items()}
+            config = self.diffusers_format.write_config(self.config)
+            file = self.diffusers_format.file
+        folder = writable_folder(folder)
+        with replacing(folder / file) as temporary:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, temporary)
+        write_json(folder / "config.json", config)
+
+    def diffusers_names(self) -> dict[str, str]:
+        """Return minisd's name -> diffusers' name for every tensor of this model."""
+        return self.diffusers_format.key_map(self.config, self.state_dict())
+
+
+def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped."""
+    wanted = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    given = {key: tuple(t.shape) for key, t in tensors.items()}
+    problems = (
+        [f"missing {key}" for key in wanted.keys() - given.keys()]
+        + [f"unexpected {key}" for key in given.keys() - wanted.keys()]
+        + [
+            f"{key} is {given[key]}, not {wanted[key]}"
+            for key in wanted.keys() & given.keys()
+            if wanted[key] != given[key]
+        ]
+    )
+    if problems:
+        shown = "; ".join(sorted(problems)[:3])
+        raise ValueError(f"{source} does not fit the model: {len(problems)} problems ({shown} ...)")

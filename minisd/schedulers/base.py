@@ -1,0 +1,167 @@
+"""Chapter 4: what all schedulers share: the noise schedule and the list of timesteps to visit."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor
+
+from minisd import schedules
+from minisd.files import read_json, writable_folder, write_json
+from minisd.pretrained import locate
+from minisd.schedules import BetaSchedule, PredictionType
+
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
+CONFIG_FILE = "scheduler_config.json"
+
+
+class StepOutput(NamedTuple):
+    """One step of the reverse process: x_{t-1}, and the x_0 that it was aimed at, (b,c,h,w)."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class Scheduler:
+    """The noise schedule, and the timesteps that sampling visits; subclasses add `step`.
+
+    The settings have diffusers' names and defaults. Raises ValueError for a setting out of range.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
+    prediction_type: PredictionType = "epsilon"
+    timestep_spacing: TimestepSpacing = "leading"
+    steps_offset: int = 0
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+
+    order: ClassVar[int] = 1  # network calls per step
+    init_noise_sigma: ClassVar[float] = 1.0  # the standard deviation of x_T
+
+    def __post_init__(self):
+        for name, kind in (
+            ("prediction_type", PredictionType),
+            ("timestep_spacing", TimestepSpacing),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(get_args(kind))}"
+                )
+        self.betas = schedules.make_betas(
+            self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end
+        )
+        self.alphas = 1 - self.betas
+        self.alphas_cumprod = self.alphas.cumprod(dim=0)
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(self.num_train_timesteps).flip(0)
+
+    # Training: from x_0 to x_t.
+
+    def alpha_bar(self, t: Tensor, like: Tensor) -> Tensor:
+        """Look up alpha-bar at t (b,), shaped (b,1,1,1) to broadcast against `like` (b,c,h,w)."""
+        alpha_bar = self.alphas_cumprod.to(like.device, like.dtype)[t]
+        return alpha_bar.reshape(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t for images x_start (b,c,h,w), noise of that shape and timesteps t (b,)."""
+        return schedules.add_noise(x_start, noise, self.alpha_bar(t, x_start))
+
+    def get_velocity(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return v for images x_start (b,c,h,w), noise of that shape and timesteps t (b,)."""
+        return schedules.get_velocity(x_start, noise, self.alpha_bar(t, x_start))
+
+    def target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return what a network of this `prediction_type` should output at x_t, (b,c,h,w)."""
+        return schedules.target(self.prediction_type, x_start, noise, self.alpha_bar(t, x_start))
+
+    # Sampling: from x_T to x_0.
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device | str | None = None
+    ) -> None:
+        """Choose the timesteps to visit, the noisiest first (Lin et al. 2024, table 2).
+
+        Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
+        """
+        n, total = num_inference_steps, self.num_train_timesteps
+        if not 1 <= n <= total:
+            raise ValueError(f"num_inference_steps must be between 1 and {total}, got {n}")
+        match self.timestep_spacing:
+            case "leading":
+                timesteps = torch.arange(n).flip(0) * (total // n) + self.steps_offset
+            case "linspace":
+                timesteps = torch.linspace(total - 1, 0, n, dtype=torch.float64).round()
+            case "trailing":
+                timesteps = total - torch.arange(n, dtype=torch.float64) * (total / n)
+                timesteps = timesteps.round() - 1
+        self.num_inference_steps = n
+        self.timesteps = timesteps.long().to(device)
+
+    def scale_model_input(self, x: Tensor, t: Tensor | int | None = None) -> Tensor:
+        """Return what the network sees at x (b,c,h,w): x itself, unless the sampler rescales it."""
+        return x
+
+    def predict_x_start(self, prediction: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
+        """Return the estimate of x_0, clipped to the range of images if so configured."""
+        x_start = schedules.to_x_start(self.prediction_type, prediction, x, alpha_bar)
+        if self.clip_sample:
+            x_start = x_start.clamp(-self.clip_sample_range, self.clip_sample_range)
+        return x_start
+
+    def check_step(self, t: Tensor | int) -> int:
+        """Return t as an int; raise ValueError before `set_timesteps`, or for a foreign t."""
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        t = int(t)
+        if not 0 <= t < self.num_train_timesteps:
+            raise ValueError(f"t must be between 0 and {self.num_train_timesteps - 1}, got {t}")
+        return t
+
+    # Settings: read and written in diffusers' format.
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build a scheduler from settings, also from those of another kind of scheduler.
+
+        Settings that belong to other schedulers of minisd are left out. Raises ValueError for a
+        setting that minisd does not implement and that is switched on.
+        """
+        own = {field.name for field in fields(cls)}
+        others = {f.name for kind in Scheduler.__subclasses__() for f in fields(kind)}
+        active = {
+            name: value
+            for name, value in config.items()
+            if not name.startswith("_")
+            and name not in own | others
+            and value not in OFF.get(name, OFF_VALUES)
+        }
+        if active:
+            raise ValueError(f"{cls.__name__} does not implement {active}")
+        return cls(**{name: value for name, value in config.items() if name in own})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, subfolder: str = "") -> Self:
+        """Load the scheduler that was saved with a model; see `minisd.pretrained.locate`."""
+        return cls.from_config(read_json(locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `scheduler_config.json`, which diffusers reads too."""
+        config = {"_class_name": type(self).__name__, **self.config}
+        write_json(writable_folder(folder) / CONFIG_FILE, config)
+
+
+OFF_VALUES = (None, False)  # a foreign setting with such a value changes nothing
+OFF = {  # foreign settings that are only read when another one, which is refused, is switched on
+    "dynamic_thresholding_ratio": (0.995,),
+    "sample_max_value": (1.0,),
+}

@@ -1,0 +1,51 @@
+"""Chapters 4 and 5: the deterministic shortcut. Song et al. 2021, "Denoising Diffusion Implicit Models"."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minisd.schedulers.base import Scheduler, StepOutput
+from minisd.schedules import to_noise
+
+
+@dataclass(kw_only=True, eq=False)
+class DDIMScheduler(Scheduler):
+    """Jump along the chain, with as much fresh noise as `eta` asks for (Song et al. 2021, eq. 12)."""
+
+    set_alpha_to_one: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0) if self.set_alpha_to_one else self.alphas_cumprod[0]
+        )
+
+    def step(
+        self,
+        prediction: Tensor,
+        t: Tensor | int,
+        x: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> StepOutput:
+        """Move x (b,c,h,w) to the next noise level; eta = 0 draws no noise, eta = 1 is DDPM.
+
+        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
+        """
+        t = self.check_step(t)
+        prev_t = t - self.num_train_timesteps // self.num_inference_steps
+        alpha_bar = self.alphas_cumprod[t]
+        alpha_bar_prev = self.alphas_cumprod[prev_t] if prev_t >= 0 else self.final_alpha_cumprod
+
+        x_start = self.predict_x_start(prediction, x, alpha_bar)
+        eps_pred = to_noise(self.prediction_type, prediction, x, alpha_bar)
+        variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        std = eta * variance.sqrt()  # DDIM eq. 16
+        direction = (1 - alpha_bar_prev - std**2).sqrt() * eps_pred  # towards x_t
+        x_prev = alpha_bar_prev.sqrt() * x_start + direction  # DDIM eq. 12
+        if eta > 0:
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x_prev = x_prev + std * noise
+        return StepOutput(x_prev, x_start)

@@ -1,0 +1,193 @@
+"""Chapter "Growing up": the names of the same tensors in minisd and in diffusers.
+
+Every tensor has the same shape in both, so a renaming is all it takes to load the weights of
+Stable Diffusion v1.5 into minisd's classes, and to give minisd's weights to diffusers.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisd.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class DiffusersFormat:
+    """How diffusers stores one kind of model: class names, file, config and tensor names."""
+
+    class_names: tuple[str, ...]
+    file: str
+    read_config: Callable[[dict[str, Any]], dict[str, Any]]
+    write_config: Callable[[Any], dict[str, Any]]
+    key_map: Callable[[Any, Iterable[str]], dict[str, str]]
+
+
+_RENAMED = {  # inside a block: minisd -> diffusers, longest first where one contains another
+    "resnet.": "",
+    "norm_1.": "norm1.",
+    "norm_2.": "norm2.",
+    "norm_3.": "norm3.",
+    "conv_1.": "conv1.",
+    "conv_2.": "conv2.",
+    "time_proj.": "time_emb_proj.",
+    "shortcut.": "conv_shortcut.",
+    "self_attention.": "attn1.",
+    "cross_attention.": "attn2.",
+    "feed_forward.0.": "ff.net.0.",
+    "feed_forward.1.": "ff.net.2.",
+    "block.": "transformer_blocks.0.",
+    "to_out.": "to_out.0.",
+}
+
+
+def unet_key_map(config: "UNetConfig", keys: Iterable[str]) -> dict[str, str]:
+    """Map each of the U-Net's tensor names to diffusers' name for it.
+
+    minisd numbers the blocks along the way down and up; diffusers nests them in levels.
+    """
+    prefixes = _unet_block_prefixes(config)
+    words = config.context_dim is not None
+    mapping = {}
+    for key in keys:
+        prefix = next((p for p in prefixes if key.startswith(p)), None)
+        if prefix is None:  # conv_in, time_embedding, norm_out, conv_out
+            mapping[key] = key.replace("norm_out.", "conv_norm_out.")
+            continue
+        name = key.removeprefix(prefix)
+        if not words:  # SelfAttention2d is diffusers' Attention, one level flatter
+            name = name.replace("norm.", "group_norm.").removeprefix("attention.")
+        for ours, theirs in _RENAMED.items():
+            name = name.replace(ours, theirs)
+        mapping[key] = prefixes[prefix] + name
+    return mapping
+
+
+def _unet_block_prefixes(config: "UNetConfig") -> dict[str, str]:
+    """Map the prefix of each part of each block to diffusers' prefix."""
+    last, layers = len(config.channels) - 1, config.layers_per_block
+    prefixes = {}
+    position = 0
+    for level in range(last + 1):
+        for i in range(layers):
+            prefixes[f"down.{position}.resnet."] = f"down_blocks.{level}.resnets.{i}."
+            prefixes[f"down.{position}.attention."] = f"down_blocks.{level}.attentions.{i}."
+            position += 1
+        if level != last:
+            prefixes[f"down.{position}.conv."] = f"down_blocks.{level}.downsamplers.0.conv."
+            position += 1
+    prefixes["mid.resnet_1."] = "mid_block.resnets.0."
+    prefixes["mid.attention."] = "mid_block.attentions.0."
+    prefixes["mid.resnet_2."] = "mid_block.resnets.1."
+    for position in range((last + 1) * (layers + 1)):
+        level, i = divmod(position, layers + 1)
+        prefixes[f"up.{position}.resnet."] = f"up_blocks.{level}.resnets.{i}."
+        prefixes[f"up.{position}.attention."] = f"up_blocks.{level}.attentions.{i}."
+        prefixes[f"up.{position}.resample.conv."] = f"up_blocks.{level}.upsamplers.0.conv."
+    return prefixes
+
+
+_DOWN_BLOCKS = {  # (attention here, words) -> diffusers' class
+    (False, False): "DownBlock2D",
+    (True, False): "AttnDownBlock2D",
+    (False, True): "DownBlock2D",
+    (True, True): "CrossAttnDownBlock2D",
+}
+_FIXED = {  # settings of diffusers' U-Nets which minisd has built in: any other value is refused
+    "act_fn": "silu",
+    "add_attention": True,
+    "addition_embed_type": None,
+    "attn_norm_num_groups": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1,
+    "upsample_type": "conv",
+    "use_linear_projection": False,
+}
+
+
+def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
+    """Turn the config.json of diffusers' UNet2DModel or UNet2DConditionModel into UNetConfig's.
+
+    Raises ValueError for settings that minisd's U-Net does not have.
+    """
+    for name, value in _FIXED.items():
+        if raw.get(name, value) != value:
+            raise ValueError(f"{name}={raw[name]!r} is not supported: minisd's U-Net has {value!r}")
+    words = raw["_class_name"] == "UNet2DConditionModel"
+    channels, down = tuple(raw["block_out_channels"]), tuple(raw["down_block_types"])
+    unknown = set(down) - {_DOWN_BLOCKS[False, words], _DOWN_BLOCKS[True, words]}
+    if unknown:
+        raise ValueError(f"block types {sorted(unknown)} are not supported")
+    attention = tuple("Attn" in name for name in down)
+    if tuple("Attn" in name for name in raw["up_block_types"]) != attention[::-1]:
+        raise ValueError("attention must stand at the same levels on the way down and up")
+    heads = raw.get("attention_head_dim") or raw.get("num_attention_heads") or 8
+    if not words:  # there it is what its name says: the channels of one head
+        heads = channels[-1] // heads
+    return {
+        "sample_size": raw["sample_size"],
+        "in_channels": raw["in_channels"],
+        "out_channels": raw["out_channels"],
+        "channels": channels,
+        "attention": attention,
+        "layers_per_block": raw["layers_per_block"],
+        "num_heads": heads,
+        "norm_num_groups": raw.get("norm_num_groups", 32),
+        "context_dim": raw["cross_attention_dim"] if words else None,
+    }
+
+
+def unet_config_to_diffusers(config: "UNetConfig") -> dict[str, Any]:
+    """Turn a UNetConfig into the config.json of diffusers' UNet2DModel or UNet2DConditionModel.
+
+    Raises ValueError where diffusers has no such U-Net (without words, its heads are equally wide
+    at all levels; minisd's are equally many).
+    """
+    words = config.context_dim is not None
+    widths = {w for w, here in zip(config.channels, config.attention, strict=True) if here}
+    widths.add(config.channels[-1])
+    if not words and len(widths) > 1:
+        raise ValueError(
+            f"attention at widths {sorted(widths)}: diffusers' UNet2DModel needs one width there"
+        )
+    down = [_DOWN_BLOCKS[here, words] for here in config.attention]
+    raw = {
+        "_class_name": UNET_FORMAT.class_names[words],
+        "sample_size": config.sample_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": list(config.channels),
+        "down_block_types": down,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "layers_per_block": config.layers_per_block,
+        "attention_head_dim": config.num_heads
+        if words
+        else config.channels[-1] // config.num_heads,
+        "norm_num_groups": config.norm_num_groups,
+    }
+    return raw | ({"cross_attention_dim": config.context_dim} if words else {})
+
+
+UNET_FORMAT = DiffusersFormat(
+    class_names=("UNet2DModel", "UNet2DConditionModel"),
+    file="diffusion_pytorch_model.safetensors",
+    read_config=unet_config_from_diffusers,
+    write_config=unet_config_to_diffusers,
+    key_map=unet_key_map,
+)
