@@ -98,6 +98,7 @@ def run(
         raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
 
     accelerator = Accelerator(mixed_precision=mixed_precision)
+    made_by = commit()  # now: the files may change while the run lasts
     dataset = recipe.dataset()
     with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
         torch.random.manual_seed(settings.seed)
@@ -107,7 +108,7 @@ def run(
         yield state
 
     if accelerator.is_main_process:
-        finish(recipe, folder, settings, state, dataset, accelerator)
+        finish(recipe, folder, settings, state, dataset, accelerator, made_by)
     accelerator.wait_for_everyone()
 
 
@@ -118,6 +119,7 @@ def finish(
     state: TrainingStep,
     dataset: Dataset,
     accelerator: Accelerator,
+    made_by: str,
 ) -> None:
     """Write model, scheduler, log and card of a run that is complete."""
     state.ema.save_pretrained(folder, dtype=torch.float16)
@@ -136,7 +138,7 @@ def finish(
             "machine": machine(accelerator),
             "precision": accelerator.mixed_precision,
         },
-        "commit": commit(),
+        "commit": made_by,
         "log": state.log,
     }
     write_json(folder / "training.json", training)
@@ -159,7 +161,7 @@ def write_card(folder: str | Path) -> None:
     lines = [
         f"# {training['recipe']}",
         "",
-        f"{training['summary'].capitalize()}.",
+        f"{training['summary'][0].upper()}{training['summary'][1:]}.",
         "",
         f"- data: {training['data']}, {training['examples']:,} training images",
         f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
