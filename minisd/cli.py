@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +19,14 @@ app = typer.Typer(
 )
 
 
-class Sampler(str, Enum):
+class Sampler(StrEnum):
     """The schedulers by their short names."""
 
     ddpm = "ddpm"
     ddim = "ddim"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """What the networks compute in while training."""
 
     no = "no"

@@ -42,7 +42,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Create `path` if need be and prove that a file can be written there, else raise ValueError."""
+    """Create `path` if need be; raise ValueError unless a file can be written there."""
     path = Path(path)
     probe = path / f".probe.{os.getpid()}"
     try:

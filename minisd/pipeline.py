@@ -59,5 +59,5 @@ def sample(
         shape = (min(batch_size, n - start), config.in_channels, *[config.sample_size] * 2)
         x = torch.randn(shape, generator=generator, device=device)
         for state in denoise(unet, scheduler, x, num_inference_steps, generator):
-            pass
-        yield state.x
+            x = state.x
+        yield x

@@ -42,9 +42,8 @@ def make_betas(
             alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
             return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).float()
         case _:
-            raise ValueError(
-                f"unknown beta_schedule {schedule!r}; choose from {', '.join(get_args(BetaSchedule))}"
-            )
+            known = ", ".join(get_args(BetaSchedule))
+            raise ValueError(f"unknown beta_schedule {schedule!r}; choose from {known}")
 
 
 def signal_to_noise_ratio(alpha_bar: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class EMA:
 
 
 class SeededBatches(Sampler[list[int]]):
-    """Shuffled batches of indices, a function of (seed, step) alone; each process takes its share."""
+    """Shuffled batches of indices, a function of (seed, step); each process takes its share."""
 
     def __init__(
         self, length: int, settings: TrainingSettings, first_step: int, rank: int, world: int

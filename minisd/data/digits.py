@@ -29,7 +29,7 @@ MNIST_SHA256 = {
 
 
 class Digits(Dataset):
-    """Digits as tensors: `images` (n,1,28,28) in [-1,1], `labels` (n,); items are (image, label)."""
+    """Digits as tensors: `images` (n,1,28,28) in [-1,1] and `labels` (n,); items are pairs."""
 
     def __init__(self, images: Tensor, labels: Tensor, source: str):
         self.images = images

@@ -49,9 +49,8 @@ class Scheduler:
             ("timestep_spacing", TimestepSpacing),
         ):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(get_args(kind))}"
-                )
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {known}")
         self.betas = schedules.make_betas(
             self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end
         )

@@ -1,4 +1,4 @@
-"""Chapters 4 and 5: the deterministic shortcut. Song et al. 2021, "Denoising Diffusion Implicit Models"."""
+"""Chapters 4 and 5: the deterministic shortcut, DDIM (Song et al. 2021)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from minisd.schedules import to_noise
 
 @dataclass(kw_only=True, eq=False)
 class DDIMScheduler(Scheduler):
-    """Jump along the chain, with as much fresh noise as `eta` asks for (Song et al. 2021, eq. 12)."""
+    """Jump along the chain, with as much fresh noise as `eta` asks for (DDIM eq. 12)."""
 
     set_alpha_to_one: bool = True
 

@@ -1,4 +1,4 @@
-"""Chapter 4: the original sampler. Ho et al. 2020, "Denoising Diffusion Probabilistic Models"."""
+"""Chapter 4: the original sampler, DDPM (Ho et al. 2020)."""
 
 from dataclasses import dataclass
 from typing import Literal
