@@ -1,0 +1,114 @@
+"""The diagrams of the book, drawn by code as SVG."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from minisd.plots import INK, LATENTS, NOISE, PAPER, PIXELS, QUIET, WORDS
+
+
+@dataclass(frozen=True)
+class SVG:
+    """A drawing that notebooks and the book show as it is."""
+
+    markup: str
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"image/svg+xml": self.markup, "text/plain": "a diagram"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One box of the system map: its place, its label, and the colour of what it gives out."""
+
+    x: int
+    y: int
+    label: str
+    colour: str
+    width: int = 92
+
+
+MAP = {
+    "prompt": Part(8, 30, "prompt", WORDS, 70),
+    "tokens": Part(104, 30, "tokens", WORDS, 70),
+    "text encoder": Part(200, 30, "text encoder", WORDS),
+    "noise": Part(200, 112, "noise", NOISE),
+    "unet": Part(340, 30, "U-Net", NOISE),
+    "scheduler": Part(340, 112, "scheduler", LATENTS),
+    "decoder": Part(480, 112, "decoder", PIXELS, 80),
+    "picture": Part(604, 112, "picture", PIXELS, 80),
+    "encoder": Part(480, 196, "encoder", LATENTS, 80),
+    "training pictures": Part(604, 196, "training set", PIXELS, 80),
+    "add noise": Part(340, 196, "add noise", NOISE),
+}
+ARROWS = (  # from, to; the third is True where the path is walked in training only
+    ("prompt", "tokens", False),
+    ("tokens", "text encoder", False),
+    ("text encoder", "unet", False),
+    ("noise", "scheduler", False),
+    ("unet", "scheduler", False),
+    ("scheduler", "unet", False),
+    ("scheduler", "decoder", False),
+    ("decoder", "picture", False),
+    ("training pictures", "encoder", True),
+    ("encoder", "add noise", True),
+    ("add noise", "unet", True),
+)
+HEIGHT = 38
+
+
+def system_map(lit: Collection[str] = tuple(MAP)) -> SVG:
+    """Draw the whole text-to-image system, the parts named in `lit` in colour, the rest pale.
+
+    Raises ValueError for a part that is not on the map.
+    """
+    unknown = set(lit) - set(MAP)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} not on the map; its parts are {', '.join(MAP)}")
+    boxes = "".join(_box(part, name in lit) for name, part in MAP.items())
+    arrows = "".join(_arrow(start, end, dotted, lit) for start, end, dotted in ARROWS)
+    described = ", ".join(MAP[name].label for name in MAP if name in lit)
+    return SVG(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 692 250" width="692" role="img" '
+        'font-family="system-ui, sans-serif" font-size="13">'
+        f"<title>Map of the system; lit here: {described}</title>"
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{QUIET}"/></marker></defs>'
+        f'<rect width="692" height="250" rx="6" fill="{PAPER}"/>'
+        '<rect x="326" y="16" width="120" height="148" rx="8" fill="none" '
+        f'stroke="{QUIET}" stroke-width="1" opacity=".6"/>'
+        f'<text x="386" y="12" text-anchor="middle" fill="{QUIET}" font-size="11">'
+        f"repeat for every step</text>{arrows}{boxes}"
+        f'<text x="8" y="240" fill="{QUIET}" font-size="11">'
+        "solid: making a picture · dotted: training</text></svg>"
+    )
+
+
+def _box(part: Part, lit: bool) -> str:
+    fill, text = (part.colour, PAPER) if lit else ("#F3F4F6", QUIET)
+    middle = part.x + part.width / 2
+    return (
+        f'<rect x="{part.x}" y="{part.y}" width="{part.width}" height="{HEIGHT}" rx="6" '
+        f'fill="{fill}" stroke="{part.colour if lit else "#D5D8DD"}"/>'
+        f'<text x="{middle:g}" y="{part.y + 24}" text-anchor="middle" fill="{text}" '
+        f'font-weight="{600 if lit else 400}">{part.label}</text>'
+    )
+
+
+def _arrow(start: str, end: str, dotted: bool, lit: Collection[str]) -> str:
+    a, b = MAP[start], MAP[end]
+    if start == "add noise":  # from the training path up to the U-Net, past the scheduler
+        path = f"M{a.x} {a.y + 19}H{a.x - 26}V{b.y + 24}H{b.x - 2}"
+    elif a.x == b.x:  # the loop of U-Net and scheduler: down on the right, up on the left
+        down = a.y < b.y
+        x = a.x + (a.width * 0.7 if down else a.width * 0.3)
+        path = f"M{x:g} {a.y + HEIGHT if down else a.y}V{b.y - 2 if down else b.y + HEIGHT + 2}"
+    elif a.x < b.x:
+        path = f"M{a.x + a.width} {a.y + 19}H{b.x - 2}"
+    else:
+        path = f"M{a.x} {a.y + 19}H{b.x + b.width + 2}"
+    colour = INK if start in lit and end in lit else QUIET
+    dash = ' stroke-dasharray="2 4"' if dotted else ""
+    return (
+        f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4"{dash} '
+        'marker-end="url(#tip)"/>'
+    )

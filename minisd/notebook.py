@@ -1,0 +1,32 @@
+"""What the chapters need to show computed numbers in their prose."""
+
+import sys
+import time
+from typing import Any
+
+STARTED = time.perf_counter()
+
+
+def glue(name: str, text: Any) -> None:
+    """Keep `text` under a name, for {glue:text}`name` in the prose of the built book."""
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"
+    bundle = {prefix + "text/plain": repr(str(text)), prefix + "text/html": str(text)}
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    display(bundle, metadata=metadata, raw=True)
+
+
+def glue_cost(chapter: str) -> None:
+    """Keep this chapter's minutes and peak memory so far, as `CHAPTER-minutes`, `-memory`."""
+    minutes = (time.perf_counter() - STARTED) / 60
+    glue(f"{chapter}-minutes", f"{minutes:.1f} minutes")
+    glue(f"{chapter}-memory", f"{peak_memory() / 2**30:.1f} GB")
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in bytes."""
+    import resource  # not on Windows, where the book is read but not built
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
