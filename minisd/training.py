@@ -167,6 +167,9 @@ def train(
         log = load_checkpoint(checkpoint, model, ema, optimizer, settings)
     first_step = log[-1]["step"] if log else 0
     start = time.perf_counter() - (log[-1]["seconds"] if log else 0)
+    if first_step == settings.steps:  # the run was complete
+        yield TrainingStep(first_step, torch.tensor(log[-1]["loss"]), 0.0, ema.model, log)
+        return
     batches = SeededBatches(len(dataset), settings, first_step, rank, accelerator.num_processes)
     loader = DataLoader(dataset, batch_sampler=batches)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
