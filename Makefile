@@ -1,0 +1,38 @@
+# Everything here needs make and Python 3.11 or newer, nothing else; the rest goes into .venv.
+PYTHON ?= python3
+PORT ?= 8000
+RUN := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: book test fast serve lint bench notebooks
+
+book: $(READY)  ## build the HTML book into _build/html
+	.venv/bin/jupyter-book build -W -n --keep-going .
+
+test: $(READY)  ## every test, then every chapter from its first cell to its last
+	$(RUN) -m pytest tests
+	$(RUN) -m pytest --nbval-lax chapters
+
+fast: $(READY)  ## the tests that take seconds
+	$(RUN) -m pytest -m "not slow" tests
+
+serve: book  ## open the built book in the browser
+	(sleep 1 && $(RUN) -m webbrowser http://127.0.0.1:$(PORT)) &
+	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(READY)  ## compare with other implementations; each script prints one table
+	for script in $(sort $(wildcard benchmarks/*.py)); do $(RUN) $$script || exit 1; done
+
+notebooks: $(READY)  ## run the chapters and store their outputs
+	$(RUN) book/notebooks.py
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("minisd needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
