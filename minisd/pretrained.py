@@ -72,7 +72,10 @@ def build_config(config_class: type, values: dict[str, Any], source: str | Path)
             f"{source}: unknown field {', '.join(map(repr, unknown))}; "
             f"{config_class.__name__} has {', '.join(sorted(known))}"
         )
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except TypeError as error:  # a number where a list belongs, say
+        raise ValueError(f"{source}: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

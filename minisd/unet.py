@@ -45,6 +45,10 @@ class UNetConfig:
     def __post_init__(self):
         for name in ("channels", "attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has only lists
+        for name, value in vars(self).items():
+            is_size = name not in ("channels", "attention") and value is not None
+            if is_size and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if not self.channels or len(self.channels) != len(self.attention):
             raise ValueError(
                 "channels and attention need one entry per level, got "
@@ -56,6 +60,8 @@ class UNetConfig:
                     f"every width must be a multiple of norm_num_groups ({self.norm_num_groups}) "
                     f"and of num_heads ({self.num_heads}), got {width}"
                 )
+        if self.channels[0] % 2:  # the time embedding has as many cosines as sines
+            raise ValueError(f"the first width must be even, got {self.channels[0]}")
         if self.sample_size % self.downscale:
             raise ValueError(
                 f"{len(self.channels)} levels halve the image {len(self.channels) - 1} times: "
