@@ -17,8 +17,8 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     if dim % 2:
         raise ValueError(f"the embedding dimension must be even, got {dim}")
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # (b, half)
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(exponents / half)  # (b, half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
