@@ -1,0 +1,21 @@
+import minisd  # noqa: I001  first of all: it repairs torchvision before diffusers imports it
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("book", max_examples=20, deadline=None, derandomize=True)
+settings.load_profile("book")
+torch.set_num_threads(1)  # the tensors here are tiny: threads only get in each other's way
+
+assert minisd
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
