@@ -193,13 +193,20 @@ def machine(accelerator: Accelerator) -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code that runs, or the version where there is no repository."""
+    """Return the commit of the code that runs, or the version where there is no repository.
+
+    "-dirty" marks a package that has changed since that commit.
+    """
     from importlib.metadata import version
 
     root = Path(__file__).parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    if (root / ".git").exists():
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode == 0:
-            return result.stdout.strip()
-    return f"minisd {version('minisd')}"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    if not (root / ".git").exists():
+        return f"minisd {version('minisd')}"
+    return git("rev-parse", "--short=12", "HEAD") + (
+        "-dirty" if git("status", "--porcelain", "--", "minisd") else ""
+    )
