@@ -93,32 +93,32 @@ _DOWN_BLOCKS = {  # (attention here, words) -> diffusers' class
     (False, True): "DownBlock2D",
     (True, True): "CrossAttnDownBlock2D",
 }
-_FIXED = {  # settings of diffusers' U-Nets which minisd has built in: any other value is refused
+_READ = {  # settings of diffusers' U-Nets that become UNetConfig's
+    *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block"),
+    *("down_block_types", "up_block_types", "attention_head_dim", "norm_num_groups"),
+    "cross_attention_dim",
+}
+_IDLE = {"addition_embed_type_num_heads", "num_train_timesteps", "upcast_attention"}
+_FIXED = {  # settings which minisd has built in; any others must be off: None or False
     "act_fn": "silu",
     "add_attention": True,
-    "addition_embed_type": None,
-    "attn_norm_num_groups": None,
-    "center_input_sample": False,
-    "class_embed_type": None,
+    "attention_type": "default",
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "downsample_padding": 1,
     "downsample_type": "conv",
     "dropout": 0.0,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "mid_block_scale_factor": 1,
     "norm_eps": 1e-5,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
     "transformer_layers_per_block": 1,
     "upsample_type": "conv",
-    "use_linear_projection": False,
 }
+_MID_BLOCKS = {False: "UNetMidBlock2D", True: "UNetMidBlock2DCrossAttn"}  # words -> its class
 
 
 def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +126,12 @@ def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for settings that minisd's U-Net does not have.
     """
-    for name, value in _FIXED.items():
-        if raw.get(name, value) != value:
-            raise ValueError(f"{name}={raw[name]!r} is not supported: minisd's U-Net has {value!r}")
     words = raw["_class_name"] == "UNet2DConditionModel"
+    fixed = _FIXED | {"mid_block_type": _MID_BLOCKS[words]}
+    for name, value in raw.items():
+        allowed = (fixed[name],) if name in fixed else (None, False)
+        if not name.startswith("_") and name not in _READ | _IDLE and value not in allowed:
+            raise ValueError(f"{name}={value!r} is not supported: minisd has {allowed[0]!r}")
     channels, down = tuple(raw["block_out_channels"]), tuple(raw["down_block_types"])
     unknown = set(down) - {_DOWN_BLOCKS[False, words], _DOWN_BLOCKS[True, words]}
     if unknown:
@@ -137,9 +139,12 @@ def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     attention = tuple("Attn" in name for name in down)
     if tuple("Attn" in name for name in raw["up_block_types"]) != attention[::-1]:
         raise ValueError("attention must stand at the same levels on the way down and up")
-    heads = raw.get("attention_head_dim") or raw.get("num_attention_heads") or 8
-    if not words:  # there it is what its name says: the channels of one head
-        heads = channels[-1] // heads
+    heads = raw.get("attention_head_dim", 8)
+    if not words:  # there it is what its name says: the channels of one head; None for all
+        widths = {w for w, here in zip(channels, attention, strict=True) if here} | {channels[-1]}
+        if heads and len(widths) > 1:
+            raise ValueError(f"heads of one width at widths {sorted(widths)} are not supported")
+        heads = channels[-1] // heads if heads else 1
     return {
         "sample_size": raw["sample_size"],
         "in_channels": raw["in_channels"],
