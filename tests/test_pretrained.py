@@ -1,0 +1,251 @@
+import json
+import os
+import pickle
+import struct
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minisd import UNet, UNetConfig
+from minisd.metrics import Judge, JudgeConfig
+from minisd.pretrained import CHECKPOINTS, bundled, locate, read_tensors
+
+CONFIG = UNetConfig(
+    sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
+)
+WORDS = replace(CONFIG, context_dim=6)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "unet"
+    UNet(CONFIG).save_pretrained(folder)
+    return folder
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("format", ["minisd", "diffusers"])
+@pytest.mark.parametrize(
+    "model", [lambda: UNet(CONFIG), lambda: UNet(WORDS)], ids=["plain", "words"]
+)
+def test_a_saved_model_comes_back_bit_for_bit(model, format, tmp_path):
+    model = model()
+    model.save_pretrained(tmp_path, format=format)
+    again = UNet.from_pretrained(tmp_path)
+    assert again.config == model.config and not again.training
+    for (name, ours), (other, theirs) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other and torch.equal(ours, theirs) and theirs.dtype == torch.float32
+
+
+def test_a_judge_comes_back_with_its_questions(tmp_path):
+    judge = Judge(JudgeConfig(3, (8,), 4, (("colour", 6), ("place", 3))))
+    judge.save_pretrained(tmp_path)
+    again = Judge.from_pretrained(tmp_path)
+    assert again.config == judge.config
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(images)["place"], judge(images)["place"])
+
+
+def test_half_precision_on_disk_and_in_memory(saved, tmp_path):
+    half = tmp_path / "half"
+    UNet.from_pretrained(saved).save_pretrained(half, dtype=torch.float16)
+    stored = load_file(half / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    model = UNet.from_pretrained(half)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.conv_in.weight, stored["conv_in.weight"].float())
+    small = UNet.from_pretrained(half, torch_dtype=torch.bfloat16)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert UNet.from_pretrained(saved).conv_in.weight.dtype == torch.float32
+
+
+def test_a_variant_of_a_diffusers_folder_is_picked(tmp_path):
+    model = UNet(WORDS)
+    model.save_pretrained(tmp_path, format="diffusers")
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = {key: t + 1 for key, t in load_file(file).items()}
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    plain = UNet.from_pretrained(tmp_path).conv_in.weight
+    variant = UNet.from_pretrained(tmp_path, variant="fp16").conv_in.weight
+    assert torch.allclose(variant, plain + 1)
+    with pytest.raises(ValueError, match="bf16.*does not exist"):
+        UNet.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_a_loaded_model_can_be_trained(saved):
+    model = UNet.from_pretrained(saved)
+    model(torch.randn(1, 1, 8, 8), 3).sum().backward()
+    assert model.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_a_subfolder(saved):
+    assert UNet.from_pretrained(saved.parent, subfolder="unet").config == CONFIG
+    with pytest.raises(ValueError, match="no subfolder 'vae'"):
+        UNet.from_pretrained(saved.parent, subfolder="vae")
+
+
+# What is damaged or does not fit is refused, by name.
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, -1])
+def test_truncated_weights_raise(saved, kept):
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept) if kept == 0.5 else kept])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
+        UNet.from_pretrained(saved)
+
+
+def test_a_pickle_is_never_opened(saved):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(saved / "exploded"),)
+
+    (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        UNet.from_pretrained(saved)
+    torch.save({"conv_in.weight": Bomb()}, saved / "model.safetensors")
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        UNet.from_pretrained(saved)
+    assert not (saved / "exploded").exists()
+
+
+def test_a_header_that_lies_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_missing_files_are_named(saved, file):
+    (saved / file).unlink()
+    with pytest.raises(ValueError, match=f"{file} does not exist"):
+        UNet.from_pretrained(saved)
+
+
+def test_unknown_fields_are_named(saved):
+    change_config(saved, num_haeds=2)
+    with pytest.raises(ValueError, match="unknown field 'num_haeds'; UNetConfig has .*num_heads"):
+        UNet.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"channels": 8}, {"channels": "ab"}, {"num_heads": "two"}, {"sample_size": None}],
+    ids=str,
+)
+def test_fields_of_the_wrong_type_raise(saved, changes):
+    change_config(saved, **changes)
+    with pytest.raises(ValueError):
+        UNet.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "", "null"])
+def test_a_config_that_is_no_object_raises(saved, content):
+    (saved / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        UNet.from_pretrained(saved)
+
+
+def test_weights_of_another_size_are_refused(saved):
+    change_config(saved, channels=[16, 16])
+    with pytest.raises(ValueError, match=r"does not fit.*is \(8,.*not \(16,"):
+        UNet.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("change", ["missing conv_in.bias", "unexpected conv_in.extra"])
+def test_missing_and_foreign_tensors_are_named(saved, change):
+    path = saved / "model.safetensors"
+    tensors = load_file(path)
+    if change.startswith("missing"):
+        del tensors["conv_in.bias"]
+    else:
+        tensors["conv_in.extra"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=change):
+        UNet.from_pretrained(saved)
+
+
+def test_a_folder_of_another_class_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="JudgeConfig"):
+        Judge.from_pretrained(saved)
+    UNet(CONFIG).save_pretrained(tmp_path / "theirs", format="diffusers")
+    with pytest.raises(ValueError, match="holds a UNet2DModel, not a Judge"):
+        Judge.from_pretrained(tmp_path / "theirs")
+    change_config(tmp_path / "theirs", _class_name="AutoencoderKL")
+    with pytest.raises(ValueError, match="holds a AutoencoderKL, not a UNet"):
+        UNet.from_pretrained(tmp_path / "theirs")
+
+
+def test_unknown_formats_raise_before_anything_is_written(tmp_path):
+    folder = tmp_path / "new"
+    with pytest.raises(ValueError, match="'onnx'"):
+        UNet(CONFIG).save_pretrained(folder, format="onnx")
+    with pytest.raises(ValueError, match="no counterpart of Judge"):
+        Judge(JudgeConfig()).save_pretrained(folder, format="diffusers")
+    uneven = replace(CONFIG, attention=(True, True))
+    with pytest.raises(ValueError, match="one width"):
+        UNet(uneven).save_pretrained(folder, format="diffusers")
+    assert not folder.exists()
+
+
+def test_saving_below_a_file_raises(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write"):
+        UNet(CONFIG).save_pretrained(tmp_path / "file" / "model")
+
+
+def test_saving_over_an_old_model_leaves_no_other_files(saved):
+    UNet(CONFIG).save_pretrained(saved)
+    assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
+
+
+# Where a name leads.
+
+
+def test_bundled_names_are_found():
+    for name in bundled():
+        assert locate(name) == CHECKPOINTS / name
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "./missing", "/missing/model"])
+def test_unknown_models_raise_and_list_the_bundled(name):
+    with pytest.raises(ValueError, match="unknown model") as caught:
+        locate(name)
+    assert all(known in str(caught.value) for known in bundled())
+
+
+def test_a_hub_id_downloads_only_what_is_needed(saved, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(saved.parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert UNet.from_pretrained("someone/model", subfolder="unet").config == CONFIG
+    assert asked == {
+        "someone/model": [
+            "unet/config.json",
+            "unet/model.safetensors",
+            "unet/diffusion_pytorch_model.safetensors",
+        ]
+    }
+
+
+def test_no_network_for_a_hub_id_raises(monkeypatch):
+    def snapshot_download(name, allow_patterns):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match="cannot download someone/model from the hub: no route"):
+        locate("someone/model")
