@@ -1,0 +1,280 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minisd.metrics import (
+    Accuracy,
+    Judge,
+    JudgeConfig,
+    bootstrap_interval,
+    frechet_distance,
+    in_batches,
+    judge_accuracy,
+    judge_loss,
+    random_warp,
+    score_digits,
+    wilson_interval,
+)
+
+
+def cloud(n, d, seed, shift=0.0):
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(d, d))
+    return torch.tensor(generator.normal(size=(n, d)) @ mixing + shift)
+
+
+def frechet_by_sqrtm(a, b):
+    """Heusel et al. 2017, eq. 6, as it stands there."""
+    a, b = a.numpy(), b.numpy()
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+
+
+@pytest.mark.parametrize("d", [2, 5, 30])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_frechet_distance_is_the_formula(d, shift):
+    a, b = cloud(200, d, 1), cloud(150, d, 2, shift)
+    expected = frechet_by_sqrtm(a, b)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a.float(), b.float()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Of N(m, s^2) and N(n, r^2) in each dimension: (m - n)^2 + (s - r)^2."""
+    x = torch.randn(1000, 3, dtype=torch.float64)
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov()).T)  # now exactly N(0, 1)
+    y = x * torch.tensor([2.0, 1.0, 3.0]) + torch.tensor([1.0, 0.0, -2.0])
+    assert frechet_distance(x, y) == pytest.approx(1 + 4 + 1 + 0 + 4, rel=1e-9)
+    assert frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_fewer_rows_than_columns():
+    """Singular covariances, as with few samples and wide features."""
+    a, b = cloud(10, 30, 1), cloud(12, 30, 2)
+    assert frechet_distance(a, b) == pytest.approx(frechet_by_sqrtm(a, b), rel=1e-3)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * a.T.cov().trace().item())
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((1, 3), (5, 3)), ((5, 3), (1, 3)), ((5, 3), (5, 4)), ((0, 3), (5, 3))]
+)
+def test_frechet_distance_needs_two_comparable_clouds(a, b):
+    with pytest.raises(ValueError, match="at least 2 features of one width"):
+        frechet_distance(torch.zeros(a), torch.zeros(b))
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (50, 100), (999, 1000), (20, 20)])
+def test_wilson_interval_against_scipy(k, n):
+    expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def test_wilson_interval_of_a_textbook():
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+@given(n=st.integers(1, 10_000), share=st.floats(0, 1), z=st.floats(0.1, 5))
+def test_wilson_interval_holds_the_share_and_stays_in_range(n, share, z):
+    k = round(share * n)
+    low, high = wilson_interval(k, n, z)
+    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+    assert wilson_interval(n - k, n, z) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 10), (11, 10), (0, 0), (0, -1)])
+def test_impossible_counts_raise(k, n):
+    with pytest.raises(ValueError, match=f"got {k} of {n}"):
+        wilson_interval(k, n)
+
+
+def test_bootstrap_covers_the_mean_about_95_times_in_100():
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(200):
+        values = torch.randn(60, generator=generator) * 2 + 7
+        low, high = bootstrap_interval(
+            lambda rows: rows.mean().item(), values, resamples=100, generator=generator
+        )
+        hits += low <= 7 <= high
+    assert 175 <= hits <= 199  # 0.93 expected of 60 values; 5 standard deviations to both sides
+
+
+def test_bootstrap_width_is_that_of_the_mean(generator):
+    values = torch.randn(400, generator=generator)
+    low, high = bootstrap_interval(
+        lambda rows: rows.mean().item(), values, resamples=1000, generator=generator
+    )
+    assert high - low == pytest.approx(2 * 1.96 * values.std().item() / 20, rel=0.15)
+
+
+def test_bootstrap_is_a_function_of_its_generator(generator):
+    values = torch.randn(50, 3, generator=generator)
+    intervals = [
+        bootstrap_interval(
+            lambda rows: rows.sum().item(), values, 20, torch.Generator().manual_seed(seed)
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert intervals[0] == intervals[1] != intervals[2]
+
+
+def test_in_batches_is_one_call():
+    images = torch.arange(7.0)[:, None]
+    sizes = []
+
+    def function(batch):
+        sizes.append(len(batch))
+        return batch * 2
+
+    assert torch.equal(in_batches(function, images, 3), images * 2)
+    assert sizes == [3, 3, 1]
+
+
+# The judge
+
+SMALL = JudgeConfig(channels=(8, 8), num_features=6)
+
+
+def test_a_judge_answers_every_question():
+    judge = Judge(JudgeConfig(3, (8, 16), 12, (("subject", 10), ("sky", 4))))
+    images = torch.randn(5, 3, 16, 16)
+    answers = judge(images)
+    assert {name: tuple(logits.shape) for name, logits in answers.items()} == {
+        "subject": (5, 10),
+        "sky": (5, 4),
+    }
+    features = judge.features(images)
+    assert features.shape == (5, 12)
+    assert torch.equal(judge.heads["sky"](features), answers["sky"])
+
+
+def test_the_judge_of_digits_has_the_size_of_its_card():
+    judge = Judge(JudgeConfig())
+    assert judge(torch.randn(2, 1, 28, 28))["digit"].shape == (2, 10)
+
+
+def test_judge_loss_is_the_cross_entropy_after_a_warp(generator):
+    judge = Judge(SMALL)
+    images, labels = torch.randn(6, 1, 28, 28), torch.tensor([0, 1, 2, 3, 4, 9])
+    loss = judge_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    warped = random_warp(images, torch.Generator().manual_seed(3))
+    logits = judge(warped)["digit"]
+    target = torch.full((6, 10), 0.05 / 10)  # label smoothing
+    target[torch.arange(6), labels] += 0.95
+    assert loss.item() == pytest.approx(
+        -(target * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5
+    )
+
+
+def test_judge_accuracy_counts():
+    judge = Judge(SMALL).eval()
+    images = torch.randn(30, 1, 28, 28)
+    with torch.no_grad():
+        answers = judge(images)["digit"].argmax(-1)
+    labels = answers.clone()
+    labels[:12] = (labels[:12] + 1) % 10
+    accuracy = judge_accuracy(judge, images, labels)
+    assert accuracy == Accuracy(18, 30) and accuracy.value == 0.6
+    assert accuracy.interval == wilson_interval(18, 30)
+
+
+# The warp
+
+
+@given(seed=st.integers(0, 2**31))
+def test_a_warp_keeps_shape_and_range(seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(3, 2, 28, 28, generator=generator) * 2 - 1
+    warped = random_warp(images, generator)
+    assert warped.shape == images.shape
+    assert warped.min() >= -1 - 1e-6 and warped.max() <= 1 + 1e-6
+
+
+def test_a_warp_is_a_function_of_its_generator():
+    images = torch.rand(3, 1, 28, 28)
+    copy = images.clone()
+    a, b, c = (random_warp(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(images, copy)
+    assert not torch.equal(a[0] - images[0], a[1] - images[1])  # each image has its own
+
+
+def test_a_warp_is_small():
+    """The centre of a disc moves by at most 7 % of the width in each direction, and some by 4."""
+    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    disc = ((x - 13.5) ** 2 + (y - 13.5) ** 2 < 25).float().expand(200, 1, 28, 28)
+    warped = random_warp(disc, torch.Generator().manual_seed(0))[:, 0]
+    mass = warped.sum((1, 2))
+    moved = torch.stack([(warped * x).sum((1, 2)), (warped * y).sum((1, 2))]) / mass - 13.5
+    assert moved.abs().max() <= 0.07 * 28 * 1.1 + 0.2  # where it is also enlarged
+    assert moved.abs().amax(1).min() > 0.04 * 28
+    areas = mass / disc[0].sum()
+    assert 0.75 < areas.min() < 0.9 and 1.1 < areas.max() < 1.3
+
+
+# The scores of digits
+
+
+def test_scores_of_real_digits_against_themselves(generator):
+    judge = Judge(SMALL).eval()
+    real = torch.rand(80, 1, 28, 28, generator=generator) * 2 - 1
+    scores = score_digits(judge, real, real, real, generator)
+    assert scores.n == 80
+    assert scores.fid == pytest.approx(0, abs=1e-6)
+    assert scores.fid_real == pytest.approx(0, abs=1e-6)  # the same 80 in another order
+    assert scores.confidence == pytest.approx(scores.confidence_real)
+    low, high = scores.fid_interval
+    assert 0 <= low <= high
+    assert sum(scores.class_shares) == pytest.approx(1) and len(scores.class_shares) == 10
+
+
+def test_noise_scores_worse_than_real_digits(generator):
+    judge = Judge(SMALL).eval()
+    real = torch.zeros(120, 1, 28, 28)
+    real[:, :, 8:20, 8:20] = torch.rand(120, 1, 12, 12, generator=generator)
+    noise = torch.randn(60, 1, 28, 28, generator=generator)
+    scores = score_digits(judge, noise, real[:60], real[60:], generator)
+    assert scores.fid > 10 * scores.fid_real > 0
+    assert scores.fid_interval[0] > scores.fid_real
+
+
+def test_class_balance_is_an_entropy():
+    class Fixed(Judge):
+        def features(self, images):
+            return images.flatten(1)[:, :10]
+
+    judge = Fixed(JudgeConfig(channels=(8,), num_features=10)).eval()
+    with torch.no_grad():
+        judge.heads["digit"].weight.copy_(100 * torch.eye(10))
+        judge.heads["digit"].bias.zero_()
+
+    def images(labels):
+        x = torch.zeros(len(labels), 1, 4, 4)
+        x.flatten(1)[torch.arange(len(labels)), torch.tensor(labels)] = 1
+        return x + 0.01 * torch.randn(x.shape)
+
+    everything = images([*range(10)] * 4)
+    even = score_digits(judge, everything, everything, everything)
+    assert even.class_balance == pytest.approx(1)
+    assert even.class_shares == pytest.approx((0.1,) * 10)
+    assert even.confidence > 0.99
+    halves = score_digits(judge, images([3, 7] * 20), everything, everything)
+    assert halves.class_shares[3] == halves.class_shares[7] == 0.5
+    assert halves.class_balance == pytest.approx(math.log(2) / math.log(10))
+    one = score_digits(judge, images([5] * 40), everything, everything)
+    assert one.class_balance == 0
+
+
+def test_more_samples_than_real_digits_raise():
+    real = torch.zeros(5, 1, 28, 28)
+    with pytest.raises(ValueError, match="6 samples need as many real digits, got 5 and 9"):
+        score_digits(Judge(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))

@@ -1,0 +1,387 @@
+import errno
+import json
+import math
+import os
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import minisd.training
+from minisd import UNet, UNetConfig
+from minisd.schedulers import DDPMScheduler
+from minisd.training import (
+    EMA,
+    SeededBatches,
+    TrainingSettings,
+    diffusion_loss,
+    seed_for,
+    train,
+)
+
+CONFIG = UNetConfig(8, 1, 1, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
+SETTINGS = TrainingSettings(
+    steps=12, batch_size=8, learning_rate=1e-3, warmup_steps=2, log_every=2, save_every=4
+)
+LOSS = diffusion_loss(DDPMScheduler(num_train_timesteps=50, beta_end=0.2))
+
+
+@pytest.fixture
+def toy():
+    """40 pictures of a white square, each a little different."""
+    images = torch.full((40, 1, 8, 8), -1.0)
+    images[:, :, 2:6, 2:6] = 1.0
+    return TensorDataset(images + 0.05 * torch.randn(images.shape))
+
+
+def fresh():
+    torch.manual_seed(1)
+    return UNet(CONFIG)
+
+
+def run(toy, settings=SETTINGS, checkpoint=None, stop=None, model=None, loss=LOSS):
+    model = model or fresh()
+    for step in train(model, loss, toy, settings, checkpoint):
+        if step.step == stop:
+            break
+    return model, step
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def tensors_and_log(path):
+    """A checkpoint but for the seconds, the one thing that no two runs share."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    log = [{**row, "seconds": None} for row in json.loads(metadata["log"])]
+    return load_file(path), log, metadata["settings"]
+
+
+# The loop
+
+
+def test_the_loss_goes_down(toy):
+    _, step = run(toy, replace(SETTINGS, steps=80, learning_rate=5e-3))
+    losses = [row["loss"] for row in step.log]
+    assert losses[0] > 0.6  # at the start nothing is known of noise of variance 1
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_each_step_is_yielded_with_what_it_did(toy):
+    model = fresh()
+    steps = list(train(model, LOSS, toy, SETTINGS))
+    assert [s.step for s in steps] == list(range(1, 13))
+    assert all(s.loss.ndim == 0 and not s.loss.requires_grad for s in steps)
+    assert [s.learning_rate for s in steps] == [SETTINGS.learning_rate_at(i) for i in range(12)]
+    log = steps[-1].log
+    assert [row["step"] for row in log] == [2, 4, 6, 8, 10, 12]
+    for row in log:
+        two = [steps[row["step"] - 2].loss, steps[row["step"] - 1].loss]
+        assert row["loss"] == pytest.approx(torch.stack(two).mean().item(), rel=1e-6)
+    assert [row["seconds"] for row in log] == sorted(row["seconds"] for row in log)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_else_is_random(toy):
+    models = []
+    for other in (5, 6):
+        model = fresh()
+        torch.manual_seed(other)  # the global generator has no say
+        models.append(run(toy, model=model)[0])
+    assert same(*models)
+    assert not same(models[0], run(toy, replace(SETTINGS, seed=1))[0])
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = TrainingSettings(steps=100, learning_rate=2.0, warmup_steps=10)
+    rates = [settings.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(2 * 0.5 * (1 + math.cos(math.pi * 9 / 100)))
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 1e-2
+    assert settings.learning_rate_at(50) == pytest.approx(1.0)
+
+
+def test_gradients_are_clipped(toy):
+    """A loss a million times larger moves the weights by no more."""
+
+    def steep(model, batch, generator):
+        return 1e6 * F.mse_loss(model(batch[0], 0), batch[0])
+
+    norms = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *arguments, **others):
+            grads = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+            return super().step(*arguments, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Spy)
+        run(toy, replace(SETTINGS, max_grad_norm=0.3), loss=steep)
+    assert len(norms) == 12 and max(norms) <= 0.3 * (1 + 1e-4)
+
+
+def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
+    scheduler = DDPMScheduler()
+    x_start = torch.zeros(4000, 1, 2, 2)
+
+    class Perfect(nn.Module):
+        def forward(self, x, t):
+            return x / (1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt()
+
+    loss = diffusion_loss(scheduler)
+    assert loss(Perfect(), [x_start], generator).item() < 1e-6
+    ignorant = loss(lambda x, t: torch.zeros_like(x), [x_start], generator).item()
+    assert ignorant == pytest.approx(1, abs=5 * math.sqrt(2 / 16_000))
+
+
+def test_the_diffusion_loss_draws_every_timestep():
+    scheduler = DDPMScheduler(num_train_timesteps=10)
+    seen = []
+
+    def model(x, t):
+        seen.append(t)
+        return x
+
+    diffusion_loss(scheduler)(model, [torch.zeros(1000, 1, 1, 1)], torch.Generator())
+    counts = torch.cat(seen).bincount(minlength=10)
+    assert len(counts) == 10 and counts.min() > 50 and counts.max() < 150
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(steps=0),
+        dict(steps=-200),
+        dict(batch_size=0),
+        dict(log_every=0),
+        dict(save_every=0),
+        dict(save_every=-4),
+        dict(log_every=3),  # save_every is 4: a checkpoint would cut a mean in two
+        dict(seed=-1),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_raise(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=name):
+        replace(SETTINGS, **change)
+
+
+def test_too_little_data_raises(toy):
+    with pytest.raises(ValueError, match="batch of 41 needs more than 40"):
+        run(toy, replace(SETTINGS, batch_size=41))
+
+
+def test_a_loss_that_is_not_finite_raises_and_is_never_saved(toy, tmp_path):
+    calls = []
+
+    def loss(model, batch, generator):
+        calls.append(1)
+        return LOSS(model, batch, generator) * (float("nan") if len(calls) > 5 else 1)
+
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(FloatingPointError, match="nan at step 6"):
+        run(toy, checkpoint=path, loss=loss)
+    tensors, log, _ = tensors_and_log(path)
+    assert log[-1]["step"] == 4
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+# The moving average
+
+
+def test_the_average_follows_its_formula():
+    model = nn.Linear(2, 1)
+    ema = EMA(model, decay=0.6)
+    expected = model.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(1, 2))
+        ema.update(model, step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        assert torch.allclose(ema.model.weight, expected, atol=1e-6)
+    assert decay == 0.6 and not ema.model.weight.requires_grad
+
+
+def test_the_average_is_a_copy():
+    model = nn.Linear(2, 1)
+    ema = EMA(model, 0.9)
+    before = ema.model.weight.clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert torch.equal(ema.model.weight, before) and not ema.model.training
+
+
+# The order of the data
+
+
+def batches_of(length, settings, first_step=0, rank=0, world=1):
+    return list(SeededBatches(length, settings, first_step, rank, world))
+
+
+@given(
+    batch_size=st.integers(1, 10),
+    per_epoch=st.integers(1, 6),
+    rest=st.integers(0, 9),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_each_epoch_shows_every_image_once(batch_size, per_epoch, rest, epochs, seed):
+    length = batch_size * per_epoch + rest % batch_size
+    settings = TrainingSettings(steps=per_epoch * epochs, batch_size=batch_size, seed=seed)
+    batches = batches_of(length, settings)
+    assert len(batches) == settings.steps and {len(b) for b in batches} == {batch_size}
+    for epoch in range(epochs):
+        seen = sum(batches[epoch * per_epoch : (epoch + 1) * per_epoch], [])
+        assert len(set(seen)) == len(seen) == length - rest % batch_size
+        assert set(seen) <= set(range(length))
+
+
+@given(first_step=st.integers(0, 30), seed=st.integers(0, 2**31))
+def test_the_batches_are_a_function_of_the_step(first_step, seed):
+    settings = TrainingSettings(steps=30, batch_size=6, seed=seed)
+    assert batches_of(20, settings, first_step) == batches_of(20, settings)[first_step:]
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_processes_share_each_batch(world):
+    settings = TrainingSettings(steps=12, batch_size=6)
+    whole = batches_of(20, settings)
+    shares = [batches_of(20, settings, 0, rank, world) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert {len(part) for part in parts} == {6 // world}
+        assert sorted(sum(parts, [])) == sorted(batch)
+
+
+def test_a_batch_that_cannot_be_shared_raises():
+    with pytest.raises(ValueError, match="4 processes.*batch of 6"):
+        batches_of(20, TrainingSettings(steps=1, batch_size=6), 0, 0, 4)
+
+
+def test_epochs_and_seeds_differ_in_order():
+    batches = batches_of(20, TrainingSettings(steps=3, batch_size=20))
+    assert len({tuple(b) for b in batches}) == 3
+    assert batches_of(20, TrainingSettings(steps=1, batch_size=20, seed=1)) != batches[:1]
+
+
+def test_no_two_draws_share_a_seed():
+    seeds = {
+        seed_for(seed, step, rank) for seed in range(5) for step in range(500) for rank in range(4)
+    }
+    assert len(seeds) == 5 * 500 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("stop", [4, 6, 7, 11])
+def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop):
+    straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    model, step = run(toy, checkpoint=straight)
+    run(toy, checkpoint=broken, stop=stop)
+    torch.manual_seed(77)
+    resumed, last = run(toy, checkpoint=broken, model=UNet(CONFIG))  # other initial weights
+    assert same(model, resumed) and same(step.ema, last.ema)
+    (a, log_a, settings_a), (b, log_b, settings_b) = map(tensors_and_log, (straight, broken))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert log_a == log_b and settings_a == settings_b == json.dumps(asdict(SETTINGS))
+
+
+def test_a_complete_run_yields_its_end_when_it_is_resumed(toy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    model, step = run(toy, checkpoint=path)
+    before = path.read_bytes()
+    again = fresh()
+    (only,) = train(again, LOSS, toy, SETTINGS, path)
+    assert only.step == 12 and only.log == step.log
+    assert same(again, model) and same(only.ema, step.ema)
+    assert path.read_bytes() == before
+
+
+def test_checkpoints_are_written_on_time(toy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    settings, written = replace(SETTINGS, steps=10), []
+    for step in train(fresh(), LOSS, toy, settings, path):
+        if path.exists():
+            written.append((step.step, tensors_and_log(path)[1][-1]["step"]))
+    expected = {4: 4, 5: 4, 6: 4, 7: 4, 8: 8, 9: 8, 10: 10}
+    assert dict(written) == expected
+
+
+@pytest.mark.parametrize("change", [dict(steps=20), dict(seed=3), dict(learning_rate=1e-4)])
+def test_a_checkpoint_of_other_settings_is_refused(toy, tmp_path, change):
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="other settings"):
+        run(toy, replace(SETTINGS, **change), path)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(toy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    other = UNet(replace(CONFIG, channels=(8, 16)))
+    with pytest.raises(ValueError, match="belongs to another model"):
+        run(toy, checkpoint=path, model=other)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_refused(toy, tmp_path, share):
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        run(toy, checkpoint=path)
+
+
+def test_a_foreign_safetensors_file_is_no_checkpoint(toy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="other settings"):
+        run(toy, checkpoint=path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(toy, tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    real = minisd.training.save_file
+
+    def full_disk(tensors, file, metadata):
+        if json.loads(metadata["log"])[-1]["step"] > 4:
+            with open(file, "wb") as half:
+                half.write(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(tensors, file, metadata)
+
+    monkeypatch.setattr(minisd.training, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(toy, checkpoint=path)
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+    assert tensors_and_log(path)[1][-1]["step"] == 4
+
+    monkeypatch.undo()
+    resumed, _ = run(toy, checkpoint=path)
+    assert same(resumed, run(toy)[0])
+
+
+def test_no_checkpoint_is_written_unless_asked(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(toy)
+    assert os.listdir(tmp_path) == []
