@@ -1,0 +1,228 @@
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import RECIPES as TINY
+
+from minisd import DDIMScheduler, UNet
+from minisd.files import read_json, write_json
+from minisd.metrics import Judge
+from minisd.pretrained import CHECKPOINTS, bundled
+from minisd.recipes import RECIPES, add_scores, find_recipe, run, write_card
+
+SHORT = {
+    name: replace(recipe, settings=replace(recipe.settings, steps=20))
+    for name, recipe in TINY.items()
+}
+
+
+def follow(recipe, folder, **settings):
+    *_, last = run(recipe, folder, **settings)
+    return last
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ddpm"
+    return folder, follow(SHORT["tiny-ddpm"], folder)
+
+
+def test_recipes_are_found_by_name():
+    assert {"digits-judge", "digits-ddpm"} <= RECIPES.keys()
+    for name in RECIPES:
+        assert find_recipe(name).name == name
+    with pytest.raises(ValueError, match="'digits-ddmp'; choose from .*digits-ddpm"):
+        find_recipe("digits-ddmp")
+
+
+def test_every_recipe_builds_a_model_that_its_loss_can_train():
+    images, labels = torch.randn(2, 1, 28, 28), torch.tensor([3, 8])
+    for recipe in RECIPES.values():
+        model = recipe.model()
+        loss = recipe.loss(model, [images, labels], torch.Generator().manual_seed(0))
+        assert loss.ndim == 0 and loss.isfinite()
+        loss.backward()
+
+
+def test_a_run_leaves_model_scheduler_log_and_card(finished):
+    folder, last = finished
+    assert sorted(os.listdir(folder)) == [
+        "card.md",
+        "checkpoint.safetensors",
+        "config.json",
+        "model.safetensors",
+        "scheduler_config.json",
+        "training.json",
+    ]
+    stored = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    model = UNet.from_pretrained(folder)
+    for ours, average in zip(model.parameters(), last.ema.parameters(), strict=True):
+        assert torch.equal(ours, average.half().float())
+    scheduler = DDIMScheduler.from_pretrained(folder)
+    assert scheduler.num_train_timesteps == 200 and scheduler.beta_end == 0.1
+
+
+def test_training_json_tells_how_the_model_was_made(finished):
+    folder, last = finished
+    training = read_json(folder / "training.json")
+    assert training["recipe"] == "tiny-ddpm" and training["data"] == "UCI digits"
+    assert training["examples"] == 1437
+    assert training["parameters"] == sum(p.numel() for p in last.ema.parameters())
+    assert training["settings"]["seed"] == 0 and training["settings"]["steps"] == 20
+    assert training["log"] == last.log and len(training["log"]) == 4
+    assert training["cost"]["images"] == 20 * 32
+    assert training["cost"]["seconds"] == last.log[-1]["seconds"] > 0
+    assert training["commit"]
+
+
+def test_a_classifier_has_no_scheduler(tmp_path):
+    follow(SHORT["tiny-classifier"], tmp_path, steps=5)
+    assert not (tmp_path / "scheduler_config.json").exists()
+    assert Judge.from_pretrained(tmp_path).config.channels == (8, 8)
+
+
+def test_steps_and_seed_can_be_changed(tmp_path, finished):
+    last = follow(SHORT["tiny-ddpm"], tmp_path, steps=5, seed=4)
+    settings = read_json(tmp_path / "training.json")["settings"]
+    assert last.step == settings["steps"] == 5 and settings["seed"] == 4
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does(tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(weights))  # torch's own generator has no say
+        follow(SHORT["tiny-classifier"], tmp_path / name, steps=5, seed=seed)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    folder, _ = finished
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        follow(SHORT["tiny-ddpm"], folder)
+    assert before == {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+@pytest.mark.parametrize(
+    "lost", [["training.json", "card.md"], ["model.safetensors", "training.json", "card.md"], []]
+)
+def test_a_run_killed_while_it_finished_can_be_finished(lost, tmp_path):
+    follow(SHORT["tiny-classifier"], tmp_path, steps=10)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    for name in lost:
+        (tmp_path / name).unlink()
+    follow(SHORT["tiny-classifier"], tmp_path, steps=10, resume=True)
+    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+
+def test_resume_where_nothing_was_begun_begins(tmp_path, finished):
+    folder, _ = finished
+    follow(SHORT["tiny-ddpm"], tmp_path / "new", resume=True)
+    both = [(f / "model.safetensors").read_bytes() for f in (folder, tmp_path / "new")]
+    assert both[0] == both[1]
+
+
+def test_resume_with_other_settings_raises(tmp_path):
+    follow(SHORT["tiny-classifier"], tmp_path, steps=10)
+    for change in (dict(steps=20), dict(seed=1)):
+        with pytest.raises(ValueError, match="other settings"):
+            follow(SHORT["tiny-classifier"], tmp_path, **({"steps": 10} | change), resume=True)
+
+
+def test_bad_settings_raise_before_anything_is_written(tmp_path):
+    for settings in (dict(steps=0), dict(steps=-200), dict(seed=-1)):
+        with pytest.raises(ValueError):
+            follow(SHORT["tiny-ddpm"], tmp_path / "new", **settings)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_below_a_file_raises(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write to .*file"):
+        follow(SHORT["tiny-ddpm"], tmp_path / "file" / "run")
+
+
+def test_scores_are_kept_in_training_json_and_card(tmp_path):
+    follow(SHORT["tiny-classifier"], tmp_path, steps=5)
+    assert "Not scored yet." in (tmp_path / "card.md").read_text()
+    add_scores(tmp_path, {"accuracy": "91 %", "FID": "3"})
+    add_scores(tmp_path, {"FID": "2"})
+    assert read_json(tmp_path / "training.json")["scores"] == {"accuracy": "91 %", "FID": "2"}
+    card = (tmp_path / "card.md").read_text()
+    assert "- accuracy: 91 %" in card and "- FID: 2" in card and "Not scored" not in card
+
+
+def test_the_card_says_what_training_json_says(finished):
+    folder, last = finished
+    card = (folder / "card.md").read_text()
+    for text in ("# tiny-ddpm", "UCI digits, 1,437 training images", "--seed 0 --steps 20"):
+        assert text in card
+    assert f"last loss: {last.log[-1]['loss']:.4f}" in card
+
+
+# The checkpoints that come with the package
+
+
+def test_the_first_models_are_bundled():
+    assert {"digits-judge", "digits-ddpm"} <= set(bundled())
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_a_bundled_checkpoint_is_complete(name, tmp_path):
+    folder = CHECKPOINTS / name
+    training = read_json(folder / "training.json")
+    assert training["recipe"] == name
+    assert training["settings"]["seed"] >= 0
+    assert training["log"][-1]["step"] == training["settings"]["steps"]
+    assert [row["step"] for row in training["log"]] == sorted(
+        {row["step"] for row in training["log"]}
+    )
+    assert training["cost"]["seconds"] > 0 and training["cost"]["machine"]
+    assert training["cost"]["images"] == (
+        training["settings"]["steps"] * training["settings"]["batch_size"]
+    )
+    assert training["commit"] and training["scores"]
+    assert read_json(folder / "config.json")
+    stored = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    assert sum(t.numel() for t in stored.values()) == training["parameters"]
+    assert all(t.isfinite().all() for t in stored.values())
+
+    write_json(tmp_path / "training.json", training)
+    write_card(tmp_path)
+    assert (folder / "card.md").read_text() == (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_a_bundled_checkpoint_was_made_by_its_recipe(name):
+    training, recipe = read_json(CHECKPOINTS / name / "training.json"), find_recipe(name)
+    model = recipe.model()
+    loaded = type(model).from_pretrained(name)
+    assert loaded.config == model.config
+    assert training["summary"] == recipe.summary
+    has_scheduler = (CHECKPOINTS / name / "scheduler_config.json").exists()
+    assert has_scheduler == (recipe.scheduler is not None)
+    if has_scheduler:
+        assert type(recipe.scheduler).from_pretrained(name).config == recipe.scheduler.config
+
+
+def test_bundled_checkpoints_are_small():
+    sizes = {
+        name: sum(file.stat().st_size for file in (CHECKPOINTS / name).rglob("*"))
+        for name in bundled()
+    }
+    assert sizes and max(sizes.values()) < 12e6, sizes
+    assert sum(sizes.values()) < 60e6
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_a_bundled_log_is_strict_json(name):
+    def refuse(constant):  # NaN and Infinity, which only Python reads
+        raise AssertionError(constant)
+
+    json.loads((CHECKPOINTS / name / "training.json").read_text(), parse_constant=refuse)
