@@ -58,7 +58,7 @@ def train(
     out = out or Path("runs") / recipe
     total = steps or found.settings.steps
     loop = run(found, out, steps, seed, resume, precision.value)
-    with tqdm(total=total, unit="step", mininterval=1) as bar:
+    with tqdm(total=total, unit="step", mininterval=1, delay=0.1) as bar:
         for step in loop:
             bar.update(step.step - bar.n)
             if step.log:
@@ -172,7 +172,7 @@ def draw(model: str, n: int, seed: int, steps: int, sampler: Sampler) -> Iterato
     unet = UNet.from_pretrained(model).to(device)
     scheduler = kinds[sampler].from_pretrained(model)
     generator = torch.Generator(device).manual_seed(seed)
-    with tqdm(total=n, unit="image") as bar:
+    with tqdm(total=n, unit="image", delay=0.1) as bar:
         for batch in sample(unet, scheduler, n, steps, generator):
             yield batch.cpu()
             bar.update(len(batch))
@@ -187,13 +187,17 @@ def best_device() -> torch.device:
 
 def main() -> None:
     """Run the command; what goes wrong is told in one line, with exit status 1."""
-    warnings.showwarning = lambda message, *_: print(f"minisd: note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: tell("note", message)
     try:
         app()
     except (ValueError, FloatingPointError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"minisd: error: {message}", file=sys.stderr)
+        tell("error", error)
         sys.exit(1)
+
+
+def tell(kind: str, message: object) -> None:
+    """Print one line on stderr, whatever line breaks the message has."""
+    print(f"minisd: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

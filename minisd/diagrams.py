@@ -37,7 +37,7 @@ MAP = {
     "decoder": Part(480, 112, "decoder", PIXELS, 80),
     "picture": Part(604, 112, "picture", PIXELS, 80),
     "encoder": Part(480, 196, "encoder", LATENTS, 80),
-    "training pictures": Part(604, 196, "training set", PIXELS, 80),
+    "training pictures": Part(592, 196, "training set", PIXELS, 94),
     "add noise": Part(340, 196, "add noise", NOISE),
 }
 ARROWS = (  # from, to; the third is True where the path is walked in training only

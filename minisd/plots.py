@@ -33,6 +33,7 @@ STYLE = {
     "font.size": 10,
     "grid.color": "#E6E8EB",
     "image.cmap": "gray",
+    "image.interpolation": "nearest",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "savefig.facecolor": PAPER,

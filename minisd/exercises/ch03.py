@@ -1,1 +1,193 @@
 """Checkers for the exercises of chapter 3."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
+from minisd.layers import timestep_embedding
+from minisd.unet import UNet, UNetConfig
+
+
+def agrees(got: object, with_mistake: Tensor) -> bool:
+    """Say whether an answer is what a certain mistake leads to."""
+    return (
+        isinstance(got, Tensor)
+        and got.shape == with_mistake.shape
+        and torch.allclose(got.double(), with_mistake.double(), atol=1e-4)
+    )
+
+
+@exercise("3.1")
+def receptive_field(answer: Callable) -> None:
+    """`receptive_field(layers)` counts the input pixels that one output pixel depends on."""
+    stacks = ([(3, 1)] * 5, [(5, 1), (1, 1)], [(3, 1), (3, 2), (3, 1)], [(3, 2), (4, 3), (3, 2)])
+    for layers in stacks:
+        got = answer(list(layers))
+        wanted, ignoring, early, jump = 1, 1, 1, 1
+        for kernel, stride in layers:
+            wanted += (kernel - 1) * jump
+            ignoring += kernel - 1
+            jump *= stride
+            early += (kernel - 1) * jump
+        if got == wanted:
+            continue
+        told = f"For {layers} the view is {wanted} pixels wide, not {got}."
+        if got == sum(kernel for kernel, _ in layers):
+            hint = "A layer adds kernel - 1 pixels: its own centre was in view already."
+        elif got == wanted - 1:
+            hint = "With no layer at all a pixel sees itself: start from 1."
+        elif got == ignoring:
+            hint = "After a stride of 2, neighbours are 2 pixels of the input apart."
+        elif got == early:
+            hint = "A layer's own stride spreads what comes after it, not what it reads itself."
+        else:
+            hint = "Keep two numbers: the view so far, and how far apart neighbours are by now."
+        raise Wrong(f"{told} {hint}")
+
+
+@exercise("3.2")
+def group_norm(answer: Callable) -> None:
+    """`group_norm(x, num_groups)` normalises each group of channels of each image."""
+    x = 3 * torch.randn(3, 8, 5, 5, generator=seeded()) + torch.arange(8)[:, None, None]
+    got = answer(x.clone(), 4)
+    grouped = x.reshape(3, 4, -1)
+    centred = grouped - grouped.mean(-1, keepdim=True)
+    flat = centred.square().mean(-1, keepdim=True)
+    over_batch = x.transpose(0, 1).reshape(4, -1)
+    over_batch = (over_batch - over_batch.mean(-1, keepdim=True)) / over_batch.std(
+        -1, keepdim=True, correction=0
+    )
+    mistakes = {
+        "Each image must be normalised alone: keep the batch out of the mean.": over_batch.reshape(
+            8, 3, 5, 5
+        ).transpose(0, 1),
+        "Each channel was normalised alone; pool the channels of a group.": F.group_norm(x, 8),
+        "All channels were pooled; pool those of one group only.": F.group_norm(x, 1),
+        "Divide by the standard deviation, the root of the variance.": centred / flat,
+        "Subtract the mean of the group first.": grouped / (flat + 1e-5).sqrt(),
+    }
+    for hint, wrong in mistakes.items():
+        if agrees(got, wrong.reshape(x.shape)):
+            raise Wrong(hint)
+    hint = "Mean and variance go over the channels of a group and all its positions."
+    expect_close(got, F.group_norm(x, 4), "The result", hint)
+    quiet = 1e-3 * x
+    hint = "Add eps to the variance under the root, and divide by n, not n - 1."
+    expect_close(answer(quiet, 4), F.group_norm(quiet, 4), "For small inputs the result", hint)
+
+
+@exercise("3.3")
+def embedding(answer: Callable) -> None:
+    """`timestep_embedding(t, dim)` is cosines, then sines, of falling frequencies."""
+    t = torch.tensor([0, 1, 17, 500, 999])
+    got = answer(t, 8)
+    exponents = torch.arange(4) / 4
+
+    def waves(frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        angles = t[:, None] * frequencies
+        return angles.cos(), angles.sin()
+
+    cos, sin = waves(10_000**-exponents)
+    mistakes = {
+        "The cosines come first, then the sines.": torch.cat([sin, cos], -1),
+        "First all cosines, then all sines; do not take turns.": torch.stack([cos, sin], -1),
+        "Sines and cosines take turns here; first all cosines, then all sines.": torch.stack(
+            [sin, cos], -1
+        ),
+        "The exponent is i / half, so the last is not quite 1; do not divide by half - 1.": (
+            torch.cat(waves(10_000 ** -(torch.arange(4) / 3)), -1)
+        ),
+        "The frequencies should fall: the exponent is negative.": torch.cat(
+            waves(10_000**exponents), -1
+        ),
+        "There are dim / 2 frequencies, and the exponent is i / (dim / 2), not i / dim.": (
+            torch.cat(waves(10_000 ** -(exponents / 2)), -1)
+        ),
+    }
+    for hint, wrong in mistakes.items():
+        if agrees(got, wrong.reshape(5, 8)):
+            raise Wrong(hint)
+    hint = "One row per t: the cosines of t * frequency, then the sines."
+    expect_close(got, timestep_embedding(t, 8), "The embedding", hint)
+    expect_close(answer(t, 32), timestep_embedding(t, 32), "The embedding with 32 numbers", hint)
+
+
+@exercise("3.4")
+def attention(answer: Callable) -> None:
+    """`attention(q, k, v, num_heads)` lets every head attend to its own share of the channels."""
+    g = seeded()
+    q = torch.randn(2, 5, 12, generator=g)
+    k, v = torch.randn(2, 2, 7, 12, generator=g)
+    got = answer(q, k, v, 3)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (3, 4)).transpose(1, 2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, axis: int = -1) -> Tensor:
+        return (q @ k.mT * scale).softmax(axis) @ v
+
+    def merge(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+    split = heads(q), heads(k), heads(v)
+    cut = [x.reshape(2, 3, -1, 4) for x in (q, k, v)]
+    right = merge(attend(*split, 0.5))
+    mistakes = {
+        "Divide the scores by sqrt(head_dim) before the softmax.": merge(attend(*split, 1.0)),
+        "Divide by sqrt(head_dim), not by sqrt(d): a head has d / num_heads numbers.": merge(
+            attend(*split, 1 / math.sqrt(12))
+        ),
+        "Divide by the root of head_dim, not by head_dim.": merge(attend(*split, 0.25)),
+        "The softmax goes over the keys: the weights of one query sum to 1.": merge(
+            attend(*split, 0.5, axis=-2)
+        ),
+        "That is one head; split the channels into num_heads parts.": attend(
+            q, k, v, 1 / math.sqrt(12)
+        ),
+        "A reshape to (b, h, n, d) mixes positions: split the last axis, then swap axes.": (
+            attend(*cut, 0.5).reshape(2, 5, 12)
+        ),
+        "Swap the axes of heads and positions back before you merge the heads.": attend(
+            *split, 0.5
+        ).reshape(2, 5, 12),
+    }
+    for hint, wrong in mistakes.items():
+        if agrees(got, wrong):
+            raise Wrong(hint)
+    hint = "softmax(q k^T / sqrt(head_dim)) v for each head, the heads side by side again."
+    expect_close(got, right, "The result", hint)
+
+
+@exercise("3.5")
+def up_widths(answer: Callable) -> None:
+    """`up_widths(channels, layers_per_block)` lists what enters each residual block going up."""
+    for channels, layers in (((32, 64), 1), ((32, 64, 128), 1), ((32, 96, 64, 128), 2)):
+        config = UNetConfig(
+            sample_size=32,
+            channels=channels,
+            attention=(False,) * len(channels),
+            layers_per_block=layers,
+        )
+        with torch.device("meta"):
+            wanted = [block.resnet.conv_1.in_channels for block in UNet(config).up]
+        got = answer(channels, layers)
+        if not isinstance(got, list | tuple):
+            raise Wrong(f"Return a list of whole numbers, not {type(got).__name__}.")
+        if list(got) == wanted:
+            continue
+        told = f"For channels={channels}, layers_per_block={layers}:"
+        if len(got) != len(wanted):
+            raise Wrong(
+                f"{told} there are {len(wanted)} residual blocks on the way up, not {len(got)}. "
+                "Each level has layers_per_block + 1 of them."
+            )
+        place = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
+        raise Wrong(
+            f"{told} number {place} (from 0) should be {wanted[place]}, not {got[place]}. Push the "
+            "width of conv_in, of every block and of every Downsample, but there is none after the "
+            "last level; pop the latest first, and add it to the width that comes from below."
+        )

@@ -25,7 +25,8 @@ class Verdict:
         return self.passed
 
     def __repr__(self) -> str:
-        return f"Exercise {self.number}: {'right' if self.passed else 'not yet'}. {self.message}"
+        verdict = "right." if self.passed else "not yet."
+        return " ".join(filter(None, [f"Exercise {self.number}: {verdict}", self.message]))
 
 
 def exercise(number: str) -> Callable:
