@@ -10,3 +10,8 @@ window.MathJax.startup = {
     MathJax.startup.defaultReady();
   },
 };
+
+// The search shows excerpts of the pages it finds; a page opened as a file may not fetch them.
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}

@@ -327,13 +327,35 @@ def test_chapters_have_mathematics_and_pictures(html, site, browser):
 
 
 @pytest.mark.slow
-def test_search_finds_a_page(site, browser):
-    page, wrong = opened(browser, site + "search.html?q=variance", site)
+@pytest.mark.parametrize("served", [True, False])
+def test_search_finds_a_page(html, site, browser, served):
+    root = site if served else html.as_uri() + "/"
+    page, wrong = opened(browser, root + "search.html?q=variance", root)
     page.wait_for_selector("#search-results li a")
     links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.href)")
     assert any("chapters/02_adding_noise" in link for link in links)
     page.close()
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_colours_of_symbols_in_both_spellings(html, browser, tmp_path):
+    """LaTeX's own spelling of a colour, and the one that Colab and VS Code read."""
+    copy = shutil.copytree(html, tmp_path / "html")
+    page = copy / "chapters" / "02_adding_noise.html"
+    text = page.read_text(encoding="utf-8")
+    planted = "".join(
+        rf'<span class="math planted">\(\textcolor{colour}{{\epsilon}}\)</span>'
+        for colour in ("[HTML]{B5478F}", "{#B5478F}")
+    )
+    before, article, after = text.partition('<article class="bd-article">')
+    page.write_text(before + article + planted + after, encoding="utf-8")
+    opened_page, wrong = opened(browser, page.as_uri(), copy.as_uri())
+    symbols = opened_page.locator(".planted mjx-mi")
+    colours = symbols.evaluate_all("all => all.map(e => getComputedStyle(e).color)")
+    opened_page.close()
+    assert wrong == []
+    assert colours == ["rgb(181, 71, 143)"] * 2
 
 
 @pytest.mark.slow
