@@ -117,11 +117,12 @@ def evaluate(
             f"(95 % interval {low:.2%} to {high:.2%})"
         }
     else:
+        if n > len(data.images):
+            raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
+        referee = Judge.from_pretrained(judge)  # before the long part
         samples = torch.cat(list(draw(model, n, seed, steps, sampler)))
         generator = torch.Generator().manual_seed(seed)
-        found = score_digits(
-            Judge.from_pretrained(judge), samples, digits("train").images, data.images, generator
-        )
+        found = score_digits(referee, samples, digits("train").images, data.images, generator)
         low, high = found.fid_interval
         shares = ", ".join(f"{k}: {share:.1%}" for k, share in enumerate(found.class_shares))
         scores = {

@@ -98,6 +98,8 @@ def run(
         raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
 
     accelerator = Accelerator(mixed_precision=mixed_precision)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
     made_by = commit()  # now: the files may change while the run lasts
     dataset = recipe.dataset()
     with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
