@@ -1,0 +1,423 @@
+"""The command: what it prints, what it writes, and one clear line for whatever goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from tiny import RECIPES as TINY
+
+import minisd.recipes
+from minisd import UNet, UNetConfig
+from minisd.cli import main
+from minisd.data.digits import uci_digits
+from minisd.pretrained import bundled
+from minisd.recipes import RECIPES, run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run `minisd ARGUMENTS` in this process, in an empty folder; return status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
+    for name, recipe in TINY.items():
+        short = replace(recipe, settings=replace(recipe.settings, steps=10))
+        monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
+    monkeypatch.setattr("minisd.cli.best_device", lambda: torch.device("cpu"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minisd", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as done:
+            status = done.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny DDPM and its scheduler."""
+    folder = tmp_path_factory.mktemp("models") / "ddpm"
+    recipe = TINY["tiny-ddpm"]
+    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "judge"
+    recipe = TINY["tiny-classifier"]
+    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
+        pass
+    return folder
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    monkeypatch.setattr("minisd.data.digits.digits", uci_digits)
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def one_line(status, out, err):
+    """Check the form of an error, and return its text."""
+    assert status == 1
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("minisd: error: ")
+    assert "Traceback" not in err
+    return line
+
+
+# What works
+
+
+def test_train_saves_a_model_and_says_where(command, tmp_path):
+    status, out, err = command("train", "tiny-classifier", "--out", "there")
+    assert status == 0 and out == "tiny-classifier: 10 steps done, saved in there\n"
+    assert (tmp_path / "there" / "model.safetensors").exists()
+    assert "10/10" in err  # the bar
+
+
+def test_train_goes_to_runs_by_default_and_takes_steps_and_seed(command, tmp_path):
+    status, out, _ = command("train", "tiny-classifier", "--steps", 5, "--seed", 3)
+    assert status == 0 and "5 steps done, saved in runs/tiny-classifier" in out
+    training = json.loads((tmp_path / "runs" / "tiny-classifier" / "training.json").read_text())
+    assert training["settings"]["steps"] == 5 and training["settings"]["seed"] == 3
+
+
+def test_train_resumes_only_when_asked(command, tmp_path):
+    assert command("train", "tiny-classifier", "--out", "there")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "there").iterdir()}
+    assert "add --resume" in one_line(*command("train", "tiny-classifier", "--out", "there"))
+    assert command("train", "tiny-classifier", "--out", "there", "--resume")[0] == 0
+    assert before == {p: p.read_bytes() for p in (tmp_path / "there").iterdir()}
+
+
+def test_generate_writes_one_grid(command, tmp_path, model):
+    status, out, _ = command("generate", model, "-n", 5, "--seed", 2, "--steps", 3, "-o", "a.png")
+    assert status == 0
+    assert out == f"a.png: 5 images of {model}, seed 2, 3 steps of ddim\n"
+    assert tree(tmp_path) == ["a.png"]
+    first = np.asarray(Image.open("a.png"))
+    assert first.shape == (3 * 64, 2 * 64)  # cells of (28 + 4) pixels, twice as large
+    for name, changes in (("b.png", {}), ("c.png", {"--seed": 3}), ("d.png", {"--steps": 4})):
+        settings = {"--seed": 2, "--steps": 3} | changes
+        arguments = [str(x) for pair in settings.items() for x in pair]
+        assert command("generate", model, "-n", 5, *arguments, "-o", name)[0] == 0
+        same = np.array_equal(np.asarray(Image.open(name)), first)
+        assert same == (name == "b.png")
+
+
+def test_generate_takes_a_sampler_and_a_folder_to_be_made(command, tmp_path, model):
+    out = tmp_path / "new" / "folder" / "grid.jpg"
+    arguments = ("generate", model, "-n", 2, "--steps", 3, "--sampler", "ddpm", "--out", out)
+    assert command(*arguments)[0] == 0
+    assert Image.open(out).format == "JPEG"
+
+
+def test_evaluate_scores_a_model_that_draws(command, model, judge, few_digits):
+    arguments = ("evaluate", model, "-n", 20, "--steps", 2, "--judge", judge)
+    status, out, _ = command(*arguments)
+    assert status == 0
+    for text in (
+        "samples: 20, seed 0, 2 steps of ddim",
+        "against UCI digits",
+        "FID ratio: ",
+        "FID of real training digits: ",
+        "judge confidence: ",
+        "class balance: ",
+    ):
+        assert text in out
+    assert command(*arguments)[1] == out
+    assert "Not scored yet" in (model / "card.md").read_text()
+
+
+def test_evaluate_keeps_the_scores_when_asked(command, judge, few_digits):
+    status, out, _ = command("evaluate", judge, "--save")
+    assert status == 0 and out.startswith("accuracy on 360 unseen digits (UCI digits): ")
+    assert "95 % interval" in out
+    assert f"- {out.strip()}" in (judge / "card.md").read_text()
+
+
+def test_info_lists_recipes_and_checkpoints(command):
+    status, out, _ = command("info")
+    assert status == 0
+    for name in RECIPES:
+        (line,) = [line for line in out.splitlines() if line.split()[0] == name]
+        assert ("not bundled" in line) == (name not in bundled())
+
+
+def test_info_shows_a_card(command, model):
+    status, out, _ = command("info", model)
+    assert status == 0 and out.strip() == (model / "card.md").read_text().strip()
+
+
+def test_without_arguments_it_explains_itself(command):
+    _, out, err = command()
+    for name in ("train", "generate", "evaluate", "info"):
+        assert name in out + err
+
+
+def test_the_console_script_is_there():
+    result = subprocess.run(
+        [sys.executable, "-m", "minisd.cli", "info"], capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "digits-ddpm" in result.stdout, result.stderr
+
+
+# What does not
+
+
+def broken(model, tmp_path, file, content):
+    """A copy of a model of which one file is something else."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for original in model.iterdir():
+        (folder / original.name).write_bytes(original.read_bytes())
+    (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("action", ["generate", "evaluate", "info"])
+def test_an_unknown_model(command, tmp_path, action, few_digits):
+    line = one_line(*command(action, "no-such-model"))
+    assert "unknown model 'no-such-model'" in line
+    assert all(name in line for name in bundled())
+    assert tree(tmp_path) == []
+
+
+def test_an_unknown_recipe(command, tmp_path):
+    line = one_line(*command("train", "no-such-recipe", "--out", "there"))
+    assert "unknown recipe 'no-such-recipe'" in line and "digits-ddpm" in line
+    assert tree(tmp_path) == []
+
+
+def test_truncated_weights(command, tmp_path, model):
+    whole = (model / "model.safetensors").read_bytes()
+    folder = broken(model, tmp_path, "model.safetensors", whole[: len(whole) // 2])
+    before = tree(tmp_path)
+    line = one_line(*command("generate", folder, "-o", "grid.png"))
+    assert "model.safetensors is not a complete safetensors file" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_pickle_that_calls_itself_safetensors(command, tmp_path, model):
+    folder = broken(model, tmp_path, "model.safetensors", b"")
+    torch.save({"a": torch.zeros(3)}, folder / "model.safetensors")
+    assert "not a complete safetensors file" in one_line(*command("generate", folder))
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_an_unknown_field_in_the_config(command, tmp_path, model):
+    config = json.loads((model / "config.json").read_text()) | {"colour": "red"}
+    folder = broken(model, tmp_path, "config.json", json.dumps(config).encode())
+    assert "config.json: unknown field 'colour'" in one_line(*command("generate", folder))
+    assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"channels": 5}', b"\xff"], ids=repr)
+def test_a_config_that_cannot_be_used(command, tmp_path, model, content):
+    folder = broken(model, tmp_path, "config.json", content)
+    assert "config.json" in one_line(*command("generate", folder))
+
+
+def test_a_scheduler_that_minisd_does_not_have(command, tmp_path, model):
+    folder = broken(model, tmp_path, "scheduler_config.json", b'{"thresholding": true}')
+    assert "does not implement {'thresholding': True}" in one_line(*command("generate", folder))
+
+
+def test_a_model_of_another_kind(command, tmp_path, model, judge, few_digits):
+    assert "UNetConfig has" in one_line(*command("generate", judge))
+    assert "JudgeConfig has" in one_line(*command("evaluate", model, "-n", 2, "--judge", model))
+
+
+def test_a_model_that_needs_words(command, tmp_path, model):
+    folder = broken(model, tmp_path, "config.json", b"")
+    UNet(UNetConfig(8, 1, 1, (32, 32), (True, False), context_dim=4)).save_pretrained(folder)
+    assert "takes a context" in one_line(*command("generate", folder))
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_more_samples_than_real_digits(command, model, judge, few_digits, monkeypatch):
+    arguments = ("evaluate", model, "-n", 361, "--steps", 1, "--judge", judge)
+    assert "361 samples need as many real digits" in one_line(*command(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "MODEL", "-n", "0"),
+        ("generate", "MODEL", "-n", "-3"),
+        ("generate", "MODEL", "--steps", "0"),
+        ("generate", "MODEL", "--steps", "-5"),
+        ("generate", "MODEL", "--seed", "-1"),
+        ("generate", "MODEL", "--sampler", "euler-maruyama"),
+        ("evaluate", "MODEL", "-n", "1"),
+        ("train", "tiny-ddpm", "--steps", "-200"),
+        ("train", "tiny-ddpm", "--steps", "0"),
+        ("train", "tiny-ddpm", "--seed", "-1"),
+        ("train", "tiny-ddpm", "--precision", "int4"),
+        ("train",),
+        ("sculpt", "MODEL"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(command, tmp_path, model, arguments):
+    arguments = [model if a == "MODEL" else a for a in arguments]
+    status, out, err = command(*arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("Usage: ") and "Traceback" not in err
+    assert tree(tmp_path) == []
+
+
+def test_more_steps_than_the_chain_has(command, tmp_path, model):
+    arguments = ("generate", model, "-n", 1, "--steps", 201)
+    assert "between 1 and 200, got 201" in one_line(*command(*arguments))
+    assert tree(tmp_path) == []
+
+
+def test_fp16_without_a_gpu(command, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fresh process has none
+    try:
+        line = one_line(*command("train", "tiny-ddpm", "--out", "there", "--precision", "fp16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert "fp16 needs a GPU" in line
+    assert tree(tmp_path) in ([], ["there"])
+
+
+@pytest.mark.parametrize("path", ["file", "file/folder"])
+def test_an_output_that_cannot_be_written(command, tmp_path, model, path):
+    """A folder below a regular file: not even root may write there."""
+    (tmp_path / "file").write_text("mine")
+    assert f"cannot write to {path}" in one_line(*command("train", "tiny-ddpm", "--out", path))
+    line = one_line(*command("generate", model, "-o", f"{path}/grid.png"))
+    assert f"cannot write to {path}" in line
+    assert tree(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(command, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o500)
+    assert "Permission denied" in one_line(*command("train", "tiny-ddpm", "--out", folder))
+    assert tree(tmp_path) == ["theirs"]
+
+
+def test_an_output_that_is_a_folder(command, tmp_path, model):
+    (tmp_path / "grid.png").mkdir()
+    status, out, err = command("generate", model, "-n", 1, "--steps", 1, "-o", "grid.png")
+    assert status == 1 and out == ""
+    assert err.splitlines()[-1].startswith("minisd: error: ") and "Traceback" not in err
+    assert tree(tmp_path) == ["grid.png"]
+
+
+@pytest.mark.parametrize("name", ["grid", "grid.gif", "grid.txt"])
+def test_a_picture_of_an_unknown_kind(command, tmp_path, model, name):
+    line = one_line(*command("generate", model, "-o", name))
+    assert f"{name} must end in .png, .jpg or .webp" in line
+    assert tree(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_half_picture(command, tmp_path, model, monkeypatch):
+    def full(self, path, *arguments, **others):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    status, out, err = command("generate", model, "-n", 1, "--steps", 1)
+    assert status == 1 and out == ""
+    assert "minisd: error: [Errno 28] No space left on device" in err.splitlines()[-1]
+    assert tree(tmp_path) == []
+
+
+def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch):
+    def nan(model, batch, generator):
+        return next(model.parameters()).sum() * float("nan")
+
+    recipe = replace(minisd.recipes.RECIPES["tiny-ddpm"], loss=nan)
+    monkeypatch.setitem(minisd.recipes.RECIPES, "tiny-ddpm", recipe)
+    status, out, err = command("train", "tiny-ddpm", "--out", "there")
+    assert status == 1 and out == ""
+    assert err.splitlines()[-1].startswith("minisd: error: the loss is nan at step 5")
+    assert tree(tmp_path) == ["there"]
+
+
+# Without a network
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from minisd import cli
+from minisd.data import digits
+import tiny, minisd.recipes
+
+digits.download_folder = lambda: Path(sys.argv.pop(1))  # not the reader's own MNIST
+cli.main()
+"""
+
+
+def offline(tmp_path, *arguments):
+    """Run `minisd ARGUMENTS` in a process that reaches no network and has no MNIST."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH")])
+        ),
+        **dict.fromkeys(
+            ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+        ),
+    }
+    for name in ("MINISD_DATA", "no_proxy", "NO_PROXY"):
+        environment.pop(name, None)
+    code = OFFLINE.replace("sys.argv.pop(1)", repr(str(tmp_path / "downloads")))
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+
+
+@pytest.mark.slow
+def test_without_a_network_one_notice_and_the_uci_digits(tmp_path):
+    result = offline(tmp_path, "train", "digits-judge", "--steps", 2, "--out", tmp_path / "judge")
+    assert result.returncode == 0, result.stderr
+    notices = [line for line in result.stderr.splitlines() if "UCI digits" in line]
+    assert len(notices) == 1 and notices[0].startswith("minisd: note: MNIST cannot be reached")
+    assert result.stderr.count("minisd: note:") == 1
+    assert result.stdout.splitlines() == [
+        f"digits-judge: 2 steps done, saved in {tmp_path / 'judge'}"
+    ]
+    training = json.loads((tmp_path / "judge" / "training.json").read_text())
+    assert training["data"] == "UCI digits"
+    assert [p for p in tmp_path.rglob("*ubyte*")] == []
+
+
+@pytest.mark.slow
+def test_without_a_network_a_hub_id_is_one_line(tmp_path):
+    result = offline(tmp_path, "generate", "someone/no-such-model")
+    assert result.returncode == 1 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("minisd: error: cannot download someone/no-such-model from the hub")
+    assert not (tmp_path / "grid.png").exists()
