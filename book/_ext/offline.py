@@ -11,6 +11,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+THEBE_SETTINGS = re.compile(
+    r'\s*<script type="text/x-thebe-config">.*?</script>\s*<script>kernelName = .*?</script>', re.S
+)
 FONT_HINT = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
@@ -21,10 +24,12 @@ def forget_thebe_files(app: Sphinx) -> None:
 
 
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree) -> None:
-    """Drop the scripts and styles of one page that mention thebe."""
+    """Drop the scripts and styles of one page that mention thebe, and its settings."""
     for kind in ("script_files", "css_files"):
         if kind in context:
             context[kind] = [file for file in context[kind] if not mentions_thebe(file)]
+    if "body" in context:
+        context["body"] = THEBE_SETTINGS.sub("", context["body"])
 
 
 def mentions_thebe(file: Any) -> bool:

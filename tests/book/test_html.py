@@ -121,6 +121,12 @@ def test_nothing_is_loaded_from_another_address(html):
     assert {name: addresses for name, addresses in found.items() if addresses} == {}
 
 
+@pytest.mark.slow
+def test_nothing_of_thebe_is_left(html):
+    assert list(html.rglob("*thebe*")) == []
+    assert [n for n in pages(html) if "thebe" in (html / n).read_text(encoding="utf-8")] == []
+
+
 PLANTS = [
     ("page.html", '<script src="https://cdn.example.org/mathjax.js"></script>'),
     ("page.html", '<link rel="stylesheet" href="//cdn.example.org/font-awesome.css">'),
