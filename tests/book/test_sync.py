@@ -15,6 +15,8 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
+    "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
+    "minisd.schedulers.ddim.DDIMScheduler": "chapter 5 derives it",
 }
 
 
