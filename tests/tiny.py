@@ -1,6 +1,7 @@
 """Recipes so small that a whole run takes seconds; as a script: `tiny.py RECIPE FOLDER [--resume]`.
 
-`tiny-ddpm` is a DDPM of digits. `tiny-classifier` draws no random number while it trains.
+`tiny-ddpm` is a DDPM of digits, `tiny-classifier` draws no random number while it trains; both see
+the UCI digits at half size, 14x14.
 """
 
 import sys
@@ -10,17 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from minisd import UNet, UNetConfig
-from minisd.data.digits import uci_digits
+from minisd.data.digits import Digits, uci_digits
 from minisd.metrics import Judge, JudgeConfig
 from minisd.recipes import Recipe, run
 from minisd.schedulers import DDPMScheduler
 from minisd.training import TrainingSettings, diffusion_loss
 
 TINY_UNET = UNetConfig(
-    sample_size=28, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
+    sample_size=14, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
 )
-TINY_JUDGE = JudgeConfig(channels=(8, 8), num_features=8)
+TINY_JUDGE = JudgeConfig(channels=(8, 16), num_features=16)
 SCHEDULER = DDPMScheduler(num_train_timesteps=200, beta_end=0.1)
+
+
+def small_digits():
+    digits = uci_digits("train")
+    return Digits(F.avg_pool2d(digits.images, 2), digits.labels, digits.source)
 
 
 def plain_loss(judge, batch, generator):
@@ -29,7 +35,7 @@ def plain_loss(judge, batch, generator):
 
 
 SETTINGS = TrainingSettings(
-    steps=240, batch_size=32, learning_rate=2e-3, warmup_steps=10, log_every=5, save_every=10
+    steps=120, batch_size=16, learning_rate=4e-3, warmup_steps=10, log_every=5, save_every=5
 )
 RECIPES = {
     recipe.name: recipe
@@ -38,7 +44,7 @@ RECIPES = {
             name="tiny-ddpm",
             summary="a tiny U-Net",
             model=lambda: UNet(TINY_UNET),
-            dataset=lambda: uci_digits("train"),
+            dataset=small_digits,
             loss=diffusion_loss(SCHEDULER),
             settings=SETTINGS,
             scheduler=SCHEDULER,
@@ -47,14 +53,15 @@ RECIPES = {
             name="tiny-classifier",
             summary="a tiny classifier",
             model=lambda: Judge(TINY_JUDGE),
-            dataset=lambda: uci_digits("train"),
+            dataset=small_digits,
             loss=plain_loss,
-            settings=replace(SETTINGS, steps=60),
+            settings=replace(SETTINGS, steps=60, learning_rate=1e-2),
         ),
     )
 }
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for _ in run(RECIPES[sys.argv[1]], sys.argv[2], resume="--resume" in sys.argv):
+    recipe, folder, *rest = sys.argv[1:]
+    for _ in run(RECIPES[recipe], folder, resume="--resume" in rest):
         pass

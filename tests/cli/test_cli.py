@@ -115,7 +115,7 @@ def test_generate_writes_one_grid(command, tmp_path, model):
     assert out == f"a.png: 5 images of {model}, seed 2, 3 steps of ddim\n"
     assert tree(tmp_path) == ["a.png"]
     first = np.asarray(Image.open("a.png"))
-    assert first.shape == (3 * 64, 2 * 64)  # cells of (28 + 4) pixels, twice as large
+    assert first.shape == (3 * 36, 2 * 36)  # cells of (14 + 4) pixels, twice as large
     for name, changes in (("b.png", {}), ("c.png", {"--seed": 3}), ("d.png", {"--steps": 4})):
         settings = {"--seed": 2, "--steps": 3} | changes
         arguments = [str(x) for pair in settings.items() for x in pair]
