@@ -95,7 +95,7 @@ def evaluate(
     model: ModelArgument,
     n: Annotated[int, typer.Option("-n", min=2, help="How many samples to score.")] = 5000,
     seed: SeedOption = 0,
-    steps: StepsOption = 50,
+    steps: StepsOption = 25,
     sampler: SamplerOption = Sampler.ddim,
     judge: Annotated[str, typer.Option(help="The judge's checkpoint.")] = "digits-judge",
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
