@@ -17,7 +17,7 @@ def agrees(got: object, with_mistake: Tensor) -> bool:
     return (
         isinstance(got, Tensor)
         and got.shape == with_mistake.shape
-        and torch.allclose(got.double(), with_mistake.double(), atol=1e-4)
+        and torch.allclose(got.double(), with_mistake.double(), atol=1e-3)
     )
 
 
@@ -68,6 +68,8 @@ def group_norm(answer: Callable) -> None:
         "Each channel was normalised alone; pool the channels of a group.": F.group_norm(x, 8),
         "All channels were pooled; pool those of one group only.": F.group_norm(x, 1),
         "Divide by the standard deviation, the root of the variance.": centred / flat,
+        "Divide the sum of squares by n, not n - 1 (torch: correction=0).": centred
+        / (grouped.var(-1, keepdim=True) + 1e-5).sqrt(),
         "Subtract the mean of the group first.": grouped / (flat + 1e-5).sqrt(),
     }
     for hint, wrong in mistakes.items():
@@ -76,7 +78,7 @@ def group_norm(answer: Callable) -> None:
     hint = "Mean and variance go over the channels of a group and all its positions."
     expect_close(got, F.group_norm(x, 4), "The result", hint)
     quiet = 1e-3 * x
-    hint = "Add eps to the variance under the root, and divide by n, not n - 1."
+    hint = "Add eps to the variance, under the root."
     expect_close(answer(quiet, 4), F.group_norm(quiet, 4), "For small inputs the result", hint)
 
 
@@ -112,8 +114,8 @@ def embedding(answer: Callable) -> None:
         if agrees(got, wrong.reshape(5, 8)):
             raise Wrong(hint)
     hint = "One row per t: the cosines of t * frequency, then the sines."
-    expect_close(got, timestep_embedding(t, 8), "The embedding", hint)
-    expect_close(answer(t, 32), timestep_embedding(t, 32), "The embedding with 32 numbers", hint)
+    expect_close(got, timestep_embedding(t, 8), "The embedding", hint, 1e-3)
+    expect_close(answer(t, 32), timestep_embedding(t, 32), "With 32 numbers it", hint, 1e-3)
 
 
 @exercise("3.4")
@@ -174,7 +176,13 @@ def up_widths(answer: Callable) -> None:
         )
         with torch.device("meta"):
             wanted = [block.resnet.conv_1.in_channels for block in UNet(config).up]
-        got = answer(channels, layers)
+        try:
+            got = answer(channels, layers)
+        except IndexError:
+            raise Wrong(
+                "There are fewer skips than blocks on the way up. Push the width of conv_in, of "
+                "every block and of every Downsample."
+            ) from None
         if not isinstance(got, list | tuple):
             raise Wrong(f"Return a list of whole numbers, not {type(got).__name__}.")
         if list(got) == wanted:
