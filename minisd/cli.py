@@ -75,7 +75,7 @@ def generate(
     ),
     seed: SeedOption = 0,
     steps: StepsOption = 50,
-    sampler: SamplerOption = Sampler.ddim,
+    sampler: SamplerOption = Sampler.ddpm,
 ) -> None:
     """Draw images and save them as one grid."""
     from minisd.files import replacing, writable_folder
@@ -96,7 +96,7 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", min=2, help="How many samples to score.")] = 5000,
     seed: SeedOption = 0,
     steps: StepsOption = 25,
-    sampler: SamplerOption = Sampler.ddim,
+    sampler: SamplerOption = Sampler.ddpm,
     judge: Annotated[str, typer.Option(help="The judge's checkpoint.")] = "digits-judge",
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
 ) -> None:
