@@ -126,7 +126,7 @@ def test_train_resumes_only_when_asked(command, tmp_path):
 def test_generate_writes_one_grid(command, tmp_path, model):
     status, out, _ = command("generate", model, "-n", 5, "--seed", 2, "--steps", 3, "-o", "a.png")
     assert status == 0
-    assert out == f"a.png: 5 images of {model}, seed 2, 3 steps of ddim\n"
+    assert out == f"a.png: 5 images of {model}, seed 2, 3 steps of ddpm\n"
     assert tree(tmp_path) == ["a.png"]
     first = np.asarray(Image.open("a.png"))
     assert first.shape == (3 * 36, 2 * 36)  # cells of (14 + 4) pixels, twice as large
@@ -140,8 +140,9 @@ def test_generate_writes_one_grid(command, tmp_path, model):
 
 def test_generate_takes_a_sampler_and_a_folder_to_be_made(command, tmp_path, model):
     out = tmp_path / "new" / "folder" / "grid.jpg"
-    arguments = ("generate", model, "-n", 2, "--steps", 3, "--sampler", "ddpm", "--out", out)
-    assert command(*arguments)[0] == 0
+    arguments = ("generate", model, "-n", 2, "--steps", 3, "--sampler", "ddim", "--out", out)
+    status, stdout, _ = command(*arguments)
+    assert status == 0 and "3 steps of ddim" in stdout
     assert Image.open(out).format == "JPEG"
 
 
