@@ -151,7 +151,7 @@ def test_evaluate_scores_a_model_that_draws(command, model, judge, few_digits):
     status, out, _ = command(*arguments)
     assert status == 0
     for text in (
-        "samples: 20, seed 0, 2 steps of ddim",
+        "samples: 20, seed 0, 2 steps of ddpm",
         "against UCI digits",
         "FID ratio: ",
         "FID of real training digits: ",
