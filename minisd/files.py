@@ -12,10 +12,11 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it becomes `path` only if the block succeeds.
 
-    The temporary file keeps the suffix, so that writers which look at it (PIL, numpy) behave.
+    The temporary file keeps the suffix, so that writers which look at it (PIL, numpy) behave. What
+    a killed process left of one is overwritten by the next.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; some writers are stricter
