@@ -36,6 +36,13 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(emb)))
 
 
+def zero(layer: nn.Module) -> nn.Module:
+    """Start a layer at zero: a branch that ends in it begins as no change at all."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ResnetBlock(nn.Module):
     """Two convolutions, the time embedding added between them, and a shortcut around both.
 
@@ -47,7 +54,7 @@ class ResnetBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         emb_dim: int,
-        norm_num_groups: int = 32,
+        norm_num_groups: int = 8,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
@@ -55,7 +62,7 @@ class ResnetBlock(nn.Module):
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(emb_dim, out_channels)
         self.norm_2 = nn.GroupNorm(norm_num_groups, out_channels, norm_eps)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -105,10 +112,11 @@ class NoAttention(nn.Module):
 class SelfAttention2d(nn.Module):
     """Let every position of x (b,c,h,w) look at every other; without words, `context` is unused."""
 
-    def __init__(self, channels: int, num_heads: int, norm_num_groups: int = 32):
+    def __init__(self, channels: int, num_heads: int, norm_num_groups: int = 8):
         super().__init__()
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-5)
         self.attention = Attention(channels, num_heads, qkv_bias=True)
+        zero(self.attention.to_out)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
@@ -149,12 +157,12 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Let an image (b,c,h,w) read a context (b,n,context_dim). Rombach et al. 2022, app. E.2.1."""
 
-    def __init__(self, channels: int, num_heads: int, context_dim: int, norm_num_groups: int = 32):
+    def __init__(self, channels: int, num_heads: int, context_dim: int, norm_num_groups: int = 8):
         super().__init__()
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.block = TransformerBlock(channels, num_heads, context_dim)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")

@@ -61,7 +61,7 @@ RECIPES = {
             dataset=lambda: digits("train"),
             loss=diffusion_loss(DIGITS_SCHEDULER),
             settings=TrainingSettings(
-                steps=6400, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
+                steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
             ),
             scheduler=DIGITS_SCHEDULER,
         ),

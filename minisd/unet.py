@@ -36,7 +36,7 @@ class UNetConfig:
     attention: tuple[bool, ...] = (False, False, True)
     layers_per_block: int = 1
     num_heads: int = 2
-    norm_num_groups: int = 32
+    norm_num_groups: int = 8
     context_dim: int | None = None
 
     MNIST: ClassVar["UNetConfig"]
@@ -83,6 +83,7 @@ UNetConfig.SD15 = UNetConfig(
     attention=(True, True, True, False),
     layers_per_block=2,
     num_heads=8,
+    norm_num_groups=32,
     context_dim=768,
 )
 
