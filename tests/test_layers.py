@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomise
 from torch import nn
 
 from minisd.layers import (
@@ -95,13 +96,14 @@ def test_resnet_block_adds_its_shortcut(out_channels, generator):
     assert isinstance(block.shortcut, nn.Identity) == (out_channels == 8)
     x, emb = torch.randn(2, 8, 4, 6, generator=generator), torch.randn(2, 16, generator=generator)
     assert block(x, emb).shape == (2, out_channels, 4, 6)
-    nn.init.zeros_(block.conv_2.weight)
-    nn.init.zeros_(block.conv_2.bias)
-    assert torch.equal(block(x, emb), block.shortcut(x))
+    assert torch.equal(block(x, emb), block.shortcut(x))  # it starts as no more than that
+    with torch.no_grad():
+        change = randomise(block, generator)(x, emb) - block.shortcut(x)
+    assert change.std() > 0.1
 
 
 def test_resnet_block_hears_the_time(generator):
-    block = ResnetBlock(8, 8, emb_dim=16, norm_num_groups=4)
+    block = randomise(ResnetBlock(8, 8, emb_dim=16, norm_num_groups=4), generator)
     x, emb = torch.randn(2, 8, 4, 4, generator=generator), torch.randn(2, 16, generator=generator)
     assert (block(x, emb) - block(x, -emb)).abs().max() > 1e-3
 
@@ -113,7 +115,7 @@ def test_no_attention_changes_nothing():
 
 def test_self_attention_does_not_care_where_a_pixel_stands(generator):
     """Without positions, shuffling the pixels before is shuffling them after."""
-    layer = SelfAttention2d(8, num_heads=2, norm_num_groups=4)
+    layer = randomise(SelfAttention2d(8, num_heads=2, norm_num_groups=4), generator)
     x = torch.randn(2, 8, 3, 5, generator=generator)
     order = torch.randperm(15, generator=generator)
 
@@ -127,6 +129,7 @@ def test_self_attention_does_not_care_where_a_pixel_stands(generator):
 @pytest.mark.parametrize("n", [1, 7])
 def test_spatial_transformer_reads_the_context_of_its_own_image(n, generator):
     layer = SpatialTransformer(8, num_heads=2, context_dim=6, norm_num_groups=4)
+    randomise(layer, generator)
     x = torch.randn(2, 8, 3, 5, generator=generator)
     context = torch.randn(2, n, 6, generator=generator)
     with torch.no_grad():
@@ -137,12 +140,11 @@ def test_spatial_transformer_reads_the_context_of_its_own_image(n, generator):
     assert (out[1] - changed[1]).abs().max() > 1e-3
 
 
-def test_spatial_transformer_is_residual(generator):
+def test_attention_starts_as_no_change(generator):
     layer = SpatialTransformer(8, num_heads=2, context_dim=6, norm_num_groups=4)
-    nn.init.zeros_(layer.proj_out.weight)
-    nn.init.zeros_(layer.proj_out.bias)
     x = torch.randn(2, 8, 4, 4, generator=generator)
     assert torch.equal(layer(x, torch.randn(2, 3, 6, generator=generator)), x)
+    assert torch.equal(SelfAttention2d(8, num_heads=2, norm_num_groups=4)(x), x)
 
 
 def test_transformer_block_is_three_residual_steps(generator):

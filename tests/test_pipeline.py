@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import randomise
 
 from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
 from minisd.pipeline import denoise, sample
@@ -10,7 +11,7 @@ WORDS = UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
 
 @pytest.fixture
 def unet():
-    return UNet(PLAIN).eval()
+    return randomise(UNet(PLAIN)).eval()
 
 
 def draw(unet, seed, n=3, scheduler=DDIMScheduler, **settings):
@@ -42,7 +43,7 @@ def test_the_loop_is_network_then_scheduler(unet):
 
 
 def test_the_context_reaches_the_network():
-    unet = UNet(WORDS).eval()
+    unet = randomise(UNet(WORDS)).eval()
     noise, context = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 5)
     *_, a = denoise(unet, DDIMScheduler(), noise, 4, context=context)
     *_, b = denoise(unet, DDIMScheduler(), noise, 4, context=-context)

@@ -2,11 +2,12 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
+from helpers import randomise
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minisd import UNet, UNetConfig
-from minisd.layers import NoAttention, SelfAttention2d, SpatialTransformer
+from minisd.layers import NoAttention, ResnetBlock, SelfAttention2d, SpatialTransformer
 
 PLAIN = UNetConfig(
     sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
@@ -54,7 +55,7 @@ def test_the_output_has_the_size_of_the_image(levels, layers, b, words, height, 
 
 
 def test_time_may_be_a_number_or_a_tensor():
-    unet = UNet(PLAIN)
+    unet = randomise(UNet(PLAIN))
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
         expected = unet(x, torch.tensor([7, 7, 7]))
@@ -64,7 +65,7 @@ def test_time_may_be_a_number_or_a_tensor():
 
 
 def test_each_image_has_its_own_time_and_context():
-    unet = UNet(WORDS)
+    unet = randomise(UNet(WORDS))
     x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 6)
     with torch.no_grad():
         both = unet(x, torch.tensor([10, 900]), context)
@@ -75,7 +76,7 @@ def test_each_image_has_its_own_time_and_context():
 
 
 def test_arguments_are_not_changed():
-    unet = UNet(WORDS)
+    unet = randomise(UNet(WORDS))
     arguments = torch.randn(2, 4, 8, 8), torch.tensor([1, 2]), torch.randn(2, 3, 6)
     before = [a.clone() for a in arguments]
     unet(*arguments)
@@ -83,7 +84,7 @@ def test_arguments_are_not_changed():
 
 
 def test_every_parameter_is_used():
-    unet = UNet(WORDS)
+    unet = randomise(UNet(WORDS))
     unet(torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), torch.randn(2, 3, 6)).sum().backward()
     assert [name for name, p in unet.named_parameters() if p.grad is None] == []
 
@@ -156,3 +157,15 @@ def test_the_config_is_frozen_and_comparable():
     assert replace(PLAIN, channels=[8, 16]) == PLAIN  # JSON brings lists
     with pytest.raises(FrozenInstanceError):
         PLAIN.num_heads = 4
+
+
+def test_every_block_of_the_digits_hears_the_time(generator):
+    """A group of one channel would not: its normalisation subtracts what the time has added."""
+    unet = randomise(UNet(UNetConfig.MNIST), generator)
+    blocks = [m for m in unet.modules() if isinstance(m, ResnetBlock)]
+    emb = torch.randn(1, unet.time_embedding.linear_2.out_features, generator=generator)
+    with torch.no_grad():
+        for block in blocks:
+            x = torch.randn(1, block.conv_1.in_channels, 7, 7, generator=generator)
+            assert (block(x, emb) - block(x, -emb)).std() > 0.01
+    assert len(blocks) == 11

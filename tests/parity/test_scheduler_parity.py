@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
+from helpers import randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -333,7 +334,7 @@ CONFIG = UNetConfig(8, 1, 1, (8, 16), (False, True), num_heads=2, norm_num_group
 def unets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unet")
     torch.manual_seed(0)
-    ours = UNet(CONFIG).eval()
+    ours = randomise(UNet(CONFIG)).eval()
     ours.save_pretrained(folder, format="diffusers")
     return ours, UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 

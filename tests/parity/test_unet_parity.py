@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
+from helpers import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,18 +41,6 @@ PLAIN = [
     UNetConfig(8, 2, 2, (12, 24, 24), (False, False, False), 3, 3, 6),
     UNetConfig(8, 1, 1, (8, 8), (True, True), 1, 8, 4),
 ]
-
-
-def randomise(model, generator):
-    """Move every parameter off its start: a fault in a bias or an eps must not hide behind 0."""
-    with torch.no_grad():
-        for name, p in sorted(model.named_parameters()):
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim > 1:  # weights: keep the size of what flows through
-                p.copy_(noise / p[0].numel() ** 0.5)
-            else:
-                p.copy_(0.2 * noise + ("norm" in name and name.endswith("weight")))
-    return model
 
 
 def inputs(config, b, h, w, n, generator):
