@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-STARTED = time.perf_counter()
+import psutil
 
 
 def glue(name: str, text: Any) -> None:
@@ -19,8 +19,9 @@ def glue(name: str, text: Any) -> None:
 
 def glue_cost(chapter: str) -> None:
     """Keep this chapter's minutes and peak memory so far, as `CHAPTER-minutes`, `-memory`."""
-    minutes = (time.perf_counter() - STARTED) / 60
-    glue(f"{chapter}-minutes", f"{minutes:.1f} minutes")
+    seconds = time.time() - psutil.Process().create_time()  # since the kernel started
+    short = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
+    glue(f"{chapter}-minutes", short)
     glue(f"{chapter}-memory", f"{peak_memory() / 2**30:.1f} GB")
 
 

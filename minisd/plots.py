@@ -17,12 +17,14 @@ from torch import Tensor
 
 NOISE, WORDS, LATENTS, PIXELS = "#B5478F", "#C26A00", "#0E8A6B", "#2F74C0"
 INK, QUIET, PAPER = "#22262B", "#8A9099", "#FFFFFF"
+SERIES = "#6F4E9B", "#9A7B00", "#C8384A"  # for curves that stand for none of these four
+SHADES = "#DDA3C6", "#C968A2", NOISE  # from little noise to much
 
 STYLE = {
     "axes.edgecolor": QUIET,
     "axes.grid": True,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": plt.cycler(color=[PIXELS, NOISE, LATENTS, WORDS, INK, QUIET]),
+    "axes.prop_cycle": plt.cycler(color=[*SERIES, INK, QUIET]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,
@@ -101,23 +103,25 @@ def loss_curve(log: Sequence[dict[str, float]], axis: Axes, label: str = "") -> 
 class Animation:
     """Frames with a slider and a play button: plain HTML that works offline and in Colab.
 
-    Where no HTML is shown (PDF, a reader without scripts) the last frame stands in as a still.
+    It opens on the frame `still`, which also stands in where no HTML is shown (PDF).
     """
 
     frames: Sequence[Image.Image]
     labels: Sequence[str]
     alt: str
+    still: int = -1
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {
             "text/html": self.html(),
-            "image/png": _base64_png(self.frames[-1]),
+            "image/png": _base64_png(self.frames[self.still]),
             "text/plain": f"Animation of {len(self.frames)} frames: {self.alt}",
         }
 
     def html(self) -> str:
         """Return the player: one strip of all frames, of which a window shows one."""
         width, height, n = *self.frames[0].size, len(self.frames)
+        still = range(n)[self.still]
         strip = Image.new(self.frames[0].mode, (width * n, height))
         for i, frame in enumerate(self.frames):
             strip.paste(frame, (i * width, 0))
@@ -142,23 +146,25 @@ class Animation:
             f'<div style="overflow:hidden;background:#fff;border-radius:4px">'
             f'<img alt="{self.alt}" src="data:image/png;base64,{_base64_png(strip)}" '
             f'style="display:block;width:{n * 100}%;max-width:none;height:auto;margin:0;'
-            f'transform:translateX(-{100 * (n - 1) / n:.4f}%)"></div>'
+            f'transform:translateX(-{100 * still / n:.4f}%)"></div>'
             '<div style="display:flex;gap:.6em;align-items:center;margin-top:.4em">'
             f'<button type="button" onclick="{play}" style="min-width:4.5em">Play</button>'
-            f'<input type="range" min="0" max="{n - 1}" value="{n - 1}" oninput="{show}" '
+            f'<input type="range" min="0" max="{n - 1}" value="{still}" oninput="{show}" '
             'aria-label="frame" style="flex:1;min-width:0">'
-            f'<output style="min-width:5.5em">{self.labels[-1]}</output></div></figure>'
+            f'<output style="min-width:5.5em">{self.labels[still]}</output></div></figure>'
         )
 
 
-def animate(frames: Sequence[Tensor], labels: Sequence[str], alt: str, **grid) -> Animation:
+def animate(
+    frames: Sequence[Tensor], labels: Sequence[str], alt: str, still: int = -1, **grid
+) -> Animation:
     """Make an animation of batches of images, each (n,c,h,w) in [-1,1], one grid a frame.
 
     `grid` goes to `image_grid`. Raises ValueError if frames and labels are not equally many.
     """
     if not frames or len(frames) != len(labels):
         raise ValueError(f"need as many labels as frames, got {len(labels)} and {len(frames)}")
-    return Animation([image_grid(images, **grid) for images in frames], labels, alt)
+    return Animation([image_grid(images, **grid) for images in frames], labels, alt, still)
 
 
 def _base64_png(picture: Image.Image) -> str:

@@ -1,7 +1,12 @@
+import base64
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from minisd import plots
 from minisd.plots import image_grid
 
 
@@ -59,3 +64,16 @@ def test_the_images_are_not_changed():
 def test_what_is_no_image_raises(shape):
     with pytest.raises(ValueError, match="1 or 3"):
         image_grid(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("still", "shown"), [(-1, 2), (0, 0), (1, 1)])
+def test_an_animation_opens_on_its_still(still, shown):
+    frames = [torch.full((1, 1, 4, 4), value) for value in (-1.0, 0.0, 1.0)]
+    animation = plots.animate(frames, ["a", "b", "c"], "three greys", still=still)
+    bundle = animation._repr_mimebundle_()
+    assert f'max="2" value="{shown}"' in bundle["text/html"]
+    assert f">{'abc'[shown]}</output>" in bundle["text/html"]
+    assert f"translateX(-{100 * shown / 3:.4f}%)" in bundle["text/html"]
+    picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    middle = picture.width // 2, picture.height // 2
+    assert abs(picture.convert("L").getpixel(middle) - 127.5 * shown) < 1
