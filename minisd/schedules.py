@@ -46,6 +46,15 @@ def make_betas(
             raise ValueError(f"unknown beta_schedule {schedule!r}; choose from {known}")
 
 
+def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Return betas (T,) that leave no signal at the last step (Lin et al. 2024, algorithm 1)."""
+    root = (1 - betas).cumprod(dim=0).sqrt()  # sqrt(abar)
+    first, last = root[0], root[-1]
+    alpha_bar = ((root - last) * first / (first - last)) ** 2  # shift the end, keep the start
+    alphas = torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    return 1 - alphas
+
+
 def signal_to_noise_ratio(alpha_bar: Tensor) -> Tensor:
     """Return SNR = abar / (1 - abar), same shape (Kingma et al. 2021, eq. 2)."""
     return alpha_bar / (1 - alpha_bar)

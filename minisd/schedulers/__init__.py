@@ -3,5 +3,19 @@
 from minisd.schedulers.base import Scheduler, StepOutput
 from minisd.schedulers.ddim import DDIMScheduler
 from minisd.schedulers.ddpm import DDPMScheduler
+from minisd.schedulers.dpm_solver import DPMSolverMultistepScheduler
+from minisd.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from minisd.schedulers.heun import HeunDiscreteScheduler
+from minisd.schedulers.pndm import PNDMScheduler
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "Scheduler", "StepOutput"]
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "PNDMScheduler",
+    "Scheduler",
+    "StepOutput",
+]

@@ -39,6 +39,7 @@ class Scheduler:
     steps_offset: int = 0
     clip_sample: bool = True
     clip_sample_range: float = 1.0
+    rescale_betas_zero_snr: bool = False
 
     order: ClassVar[int] = 1  # network calls per step
     init_noise_sigma: ClassVar[float] = 1.0  # the standard deviation of x_T
@@ -54,6 +55,8 @@ class Scheduler:
         self.betas = schedules.make_betas(
             self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end
         )
+        if self.rescale_betas_zero_snr:
+            self.betas = schedules.rescale_zero_terminal_snr(self.betas)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(dim=0)
         self.num_inference_steps: int | None = None
@@ -83,23 +86,48 @@ class Scheduler:
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
-        """Choose the timesteps to visit, the noisiest first (Lin et al. 2024, table 2).
+        """Choose the timesteps to visit, the noisiest first.
 
         Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
         """
-        n, total = num_inference_steps, self.num_train_timesteps
-        if not 1 <= n <= total:
-            raise ValueError(f"num_inference_steps must be between 1 and {total}, got {n}")
+        timesteps = self.spread(num_inference_steps)
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = timesteps.round().long().to(device)
+
+    def spread(self, n: int, extra: int = 0) -> Tensor:
+        """Return n timesteps, as real numbers, the noisiest first (Lin et al. 2024, table 2).
+
+        They are the first n of n + `extra` that cover the training's range.
+        """
+        total = self.num_train_timesteps
+        if not 1 <= n <= total - extra:
+            raise ValueError(
+                f"num_inference_steps must be between 1 and {total - extra}, got {n} "
+                f"(timestep_spacing {self.timestep_spacing!r})"
+            )
+        count = n + extra
         match self.timestep_spacing:
             case "leading":
-                timesteps = torch.arange(n).flip(0) * (total // n) + self.steps_offset
+                timesteps = torch.arange(count).flip(0).double() * (total // count)
+                timesteps = timesteps + self.steps_offset
             case "linspace":
-                timesteps = torch.linspace(total - 1, 0, n, dtype=torch.float64).round()
+                timesteps = torch.linspace(total - 1, 0, count, dtype=torch.float64)
             case "trailing":
-                timesteps = total - torch.arange(n, dtype=torch.float64) * (total / n)
+                timesteps = total - torch.arange(count, dtype=torch.float64) * (total / count)
                 timesteps = timesteps.round() - 1
-        self.num_inference_steps = n
-        self.timesteps = timesteps.long().to(device)
+        timesteps = timesteps[:n]
+        first = int(timesteps[0])
+        if first >= total:
+            raise ValueError(
+                f"steps_offset={self.steps_offset} moves the first of {n} steps to t={first}, "
+                f"beyond {total - 1}: lower it, or take fewer steps"
+            )
+        if self.prediction_type == "epsilon" and self.alphas_cumprod[first] == 0:
+            raise ValueError(
+                f"at t={first} there is no signal left (rescale_betas_zero_snr), so the noise says "
+                "nothing about the picture: use prediction_type 'v_prediction' or 'sample'"
+            )
+        return timesteps
 
     def scale_model_input(self, x: Tensor, t: Tensor | int | None = None) -> Tensor:
         """Return what the network sees at x (b,c,h,w): x itself, unless the sampler rescales it."""
@@ -107,19 +135,32 @@ class Scheduler:
 
     def predict_x_start(self, prediction: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
         """Return the estimate of x_0, clipped to the range of images if so configured."""
-        x_start = schedules.to_x_start(self.prediction_type, prediction, x, alpha_bar)
-        if self.clip_sample:
-            x_start = x_start.clamp(-self.clip_sample_range, self.clip_sample_range)
-        return x_start
+        return self.clip(schedules.to_x_start(self.prediction_type, prediction, x, alpha_bar))
+
+    def clip(self, x_start: Tensor) -> Tensor:
+        """Return x_start within [-clip_sample_range, clip_sample_range] if so configured."""
+        if not self.clip_sample:
+            return x_start
+        return x_start.clamp(-self.clip_sample_range, self.clip_sample_range)
 
     def check_step(self, t: Tensor | int) -> int:
         """Return t as an int; raise ValueError before `set_timesteps`, or for a foreign t."""
-        if self.num_inference_steps is None:
-            raise ValueError("call set_timesteps before step")
-        t = int(t)
-        if not 0 <= t < self.num_train_timesteps:
+        if self.num_inference_steps is not None and not 0 <= t < self.num_train_timesteps:
             raise ValueError(f"t must be between 0 and {self.num_train_timesteps - 1}, got {t}")
-        return t
+        self.position(t)
+        return int(t)
+
+    def position(self, t: Tensor | float) -> int:
+        """Return where t stands among the timesteps; of one that is visited twice, the last place.
+
+        Raises ValueError before `set_timesteps`, or for a foreign t.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps first: it chooses the timesteps to visit")
+        places = (self.timesteps == t).nonzero()
+        if not len(places):
+            raise ValueError(f"t={float(t):g} is not one of the timesteps that set_timesteps chose")
+        return int(places[-1])
 
     # Settings: read and written in diffusers' format.
 
@@ -132,21 +173,26 @@ class Scheduler:
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build a scheduler from settings, also from those of another kind of scheduler.
 
-        Settings that belong to other schedulers of minisd are left out. Raises ValueError for a
-        setting that minisd does not implement and that is switched on.
+        How another scheduler of minisd steps is left out; what the two share is kept. Raises
+        ValueError for a setting that minisd does not implement and that is switched on.
         """
-        own = {field.name for field in fields(cls)}
-        others = {f.name for kind in Scheduler.__subclasses__() for f in fields(kind)}
-        active = {
+        unset = config.get("_use_default_values", ())  # diffusers: nobody chose these
+        given = {
             name: value
             for name, value in config.items()
-            if not name.startswith("_")
-            and name not in own | others
-            and value not in OFF.get(name, OFF_VALUES)
+            if not name.startswith("_") and name not in unset and value is not None
+        }
+        own = {field.name for field in fields(cls)}
+        others = {field.name for kind in kinds(Scheduler) for field in fields(kind)}
+        others.remove("rescale_betas_zero_snr")  # says what the noise is, not how to step
+        active = {
+            name: value
+            for name, value in given.items()
+            if name not in own | others and value not in OFF.get(name, (False,))
         }
         if active:
             raise ValueError(f"{cls.__name__} does not implement {active}")
-        return cls(**{name: value for name, value in config.items() if name in own})
+        return cls(**{name: value for name, value in given.items() if name in own})
 
     @classmethod
     def from_pretrained(cls, name: str | Path, subfolder: str = "") -> Self:
@@ -159,8 +205,23 @@ class Scheduler:
         write_json(writable_folder(folder) / CONFIG_FILE, config)
 
 
-OFF_VALUES = (None, False)  # a foreign setting with such a value changes nothing
-OFF = {  # foreign settings that are only read when another one, which is refused, is switched on
+def kinds(kind: type[Scheduler]) -> list[type[Scheduler]]:
+    """Return this class and all that are derived from it."""
+    return [kind, *(k for child in kind.__subclasses__() for k in kinds(child))]
+
+
+OFF = {  # foreign settings, with the values at which they change nothing; otherwise that is False
+    # read only when another setting, which is refused, is switched on
     "dynamic_thresholding_ratio": (0.995,),
     "sample_max_value": (1.0,),
+    "flow_shift": (1.0,),
+    "time_shift_type": ("exponential",),
+    # the one value that minisd implements
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "final_sigmas_type": ("zero",),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_type": ("midpoint",),
+    "lambda_min_clipped": (-float("inf"),),
+    "euler_at_final": (False, True),  # with final_sigmas_type "zero", the last step is Euler's
 }

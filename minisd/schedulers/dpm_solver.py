@@ -1,0 +1,102 @@
+"""Chapter 5: let the past estimates of x_0 foretell the next, DPM-Solver++ (Lu et al. 2022)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from minisd.schedulers.base import StepOutput
+from minisd.schedulers.sigma import SigmaScheduler, karras_sigmas
+
+
+@dataclass(kw_only=True, eq=False)
+class DPMSolverMultistepScheduler(SigmaScheduler):
+    """Solve the ODE exactly, were x_0's estimate a polynomial in lambda = -log sigma.
+
+    Order 1 takes it as constant (that is DDIM), 2 as a line through the last two estimates, 3 as a
+    parabola through three. Below 15 steps, `lower_order_final` ends the walk on lower orders.
+    """
+
+    solver_order: int = 2
+    lower_order_final: bool = True
+
+    init_noise_sigma: ClassVar[float] = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order must be 1, 2 or 3, got {self.solver_order}")
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device | str | None = None
+    ) -> None:
+        """Choose whole timesteps, the noisiest first; the step to sigma = 0 replaces the last one.
+
+        Karras' sigmas span those of training. Raises ValueError unless there are at least 1 and,
+        with `leading` and `linspace` spacing, fewer than `num_train_timesteps` steps.
+        """
+        extra = 0 if self.timestep_spacing == "trailing" else 1
+        timesteps = self.spread(num_inference_steps, extra).round().numpy()
+        sigmas = self.to_sigma(timesteps)
+        if self.use_karras_sigmas:
+            lowest, highest = self.train_sigmas[[0, -1]].tolist()
+            sigmas = karras_sigmas(lowest, highest, num_inference_steps)
+            timesteps = self.to_timestep(sigmas)
+            if self.beta_schedule != "squaredcos_cap_v2":  # diffusers cuts off the cosine's
+                timesteps = timesteps.round()
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = torch.tensor(timesteps, device=device).long()
+        self.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float32)
+        self.upcoming = None
+        self.estimates: list[Tensor] = []  # of x_0, the newest first
+
+    def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t for images x_start (b,c,h,w), noise of that shape and chosen timesteps (b,)."""
+        sigma = self.sigma_at(t, x_start)
+        return (x_start + sigma * noise) / (sigma**2 + 1).sqrt()
+
+    def step(
+        self,
+        prediction: Tensor,
+        t: Tensor | int,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> StepOutput:
+        """Move x (b,c,h,w) to the next noise level; nothing is drawn from `generator`.
+
+        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
+        """
+        i, n = self.next_position(t), len(self.timesteps)
+        sigma, sigma_next = self.sigmas[i : i + 2].tolist()
+        x = x * (sigma**2 + 1) ** 0.5  # x_t / sqrt(abar), see minisd.schedulers.sigma
+        x_start = self.estimate_x_start(prediction, x, sigma)
+        self.estimates = [x_start, *self.estimates[: self.solver_order - 1]]
+        order = len(self.estimates)
+        if i == n - 1 or (self.lower_order_final and n < 15):
+            order = min(order, n - i)
+
+        lambdas = [-math.log(s) for s in self.sigmas[max(0, i - 2) : i + 1].tolist()][::-1]
+        ratio = sigma_next / sigma  # exp(-h)
+        x_next = ratio * x + (1 - ratio) * x_start  # DPM-Solver++, eq. 9 without its integral
+        if order > 1:
+            h = -math.log(sigma_next) - lambdas[0]
+            x_next = x_next + self.correction(order, h, lambdas)
+        return StepOutput(x_next / (sigma_next**2 + 1) ** 0.5, x_start)
+
+    def correction(self, order: int, h: float, lambdas: list[float]) -> Tensor:
+        """Return what the slope, and for order 3 the bend, of the last estimates add to a step h."""
+        phi_1 = math.expm1(-h)
+        phi_2 = phi_1 / h + 1
+        phi_3 = phi_2 / h - 1 / 2
+        newest, before = self.estimates[:2]
+        slope = (newest - before) / (lambdas[0] - lambdas[1])
+        if order == 2:
+            return -phi_1 / 2 * h * slope  # DPM-Solver++, alg. 2
+        before_that = self.estimates[2]
+        slope_before = (before - before_that) / (lambdas[1] - lambdas[2])
+        bend = (slope - slope_before) / (lambdas[0] - lambdas[2])
+        slope = slope + (lambdas[0] - lambdas[1]) * bend  # at the newest of the three
+        return phi_2 * h * slope - phi_3 * h**2 * bend
