@@ -8,7 +8,26 @@ from minisd.compat import declare_torchvision_operators
 declare_torchvision_operators()  # before anything imports torchvision
 
 from minisd.exercises import check  # noqa: E402
-from minisd.schedulers import DDIMScheduler, DDPMScheduler  # noqa: E402
+from minisd.schedulers import (  # noqa: E402
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 from minisd.unet import UNet, UNetConfig  # noqa: E402
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "UNet", "UNetConfig", "check"]
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "PNDMScheduler",
+    "UNet",
+    "UNetConfig",
+    "check",
+]

@@ -5,25 +5,49 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisd import DDIMScheduler, DDPMScheduler
+from minisd import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 from minisd.files import read_json
 from minisd.schedulers import Scheduler
+from minisd.schedulers.sigma import karras_sigmas
+from minisd.schedules import make_betas, rescale_zero_terminal_snr
 
-KINDS = (DDPMScheduler, DDIMScheduler)
+KINDS = (
+    DDPMScheduler,
+    DDIMScheduler,
+    PNDMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+)
+STOCHASTIC = (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler)  # DDIM: with eta
+SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
+KARRAS = (EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
+SD15 = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @each_kind
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_a_perfect_network_leads_back_to_the_picture(kind, prediction_type, generator):
-    scheduler = kind(prediction_type=prediction_type)
+    settings = dict(set_alpha_to_one=True) if kind is PNDMScheduler else {}
+    scheduler = kind(prediction_type=prediction_type, timestep_spacing="leading", **settings)
     picture = torch.rand(2, 1, 4, 4, generator=generator) * 2 - 1
     scheduler.set_timesteps(50)
-    x = torch.randn(picture.shape, generator=generator)
+    x = torch.randn(picture.shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        alpha_bar = scheduler.alphas_cumprod[t]
-        noise = (x - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
-        prediction = scheduler.target(picture, noise, t[None].expand(2))
+        x_t = scheduler.scale_model_input(x, t)
+        alpha_bar = scheduler.alphas_cumprod[t.long()]
+        noise = (x_t - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
+        prediction = scheduler.target(picture, noise, t[None].expand(2).long())
         x = scheduler.step(prediction, t, x, generator=generator).prev_sample
     assert torch.allclose(x, picture, atol=1e-3)
 
@@ -66,16 +90,17 @@ def test_ddim_with_eta_one_is_ddpm(generator):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", STOCHASTIC)
 def test_the_generator_is_the_only_source_of_chance(kind):
     scheduler = kind()
     scheduler.set_timesteps(10)
     x = torch.randn(1, 1, 4, 4)
-    settings = {} if kind is DDPMScheduler else dict(eta=1.0)
+    settings = dict(eta=1.0) if kind is DDIMScheduler else {}
 
     def step(seed):
         generator = torch.Generator().manual_seed(seed)
-        return scheduler.step(x, 900, x, generator=generator, **settings).prev_sample
+        t = scheduler.timesteps[1]
+        return scheduler.step(x, t, x, generator=generator, **settings).prev_sample
 
     state = torch.get_rng_state()
     first = step(3)
@@ -85,13 +110,15 @@ def test_the_generator_is_the_only_source_of_chance(kind):
     assert not torch.equal(step(4), first)
 
 
-def test_ddim_without_eta_draws_nothing():
-    scheduler = DDIMScheduler()
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in STOCHASTIC] + [DDIMScheduler])
+def test_deterministic_samplers_draw_nothing(kind):
+    scheduler = kind()
     scheduler.set_timesteps(10)
     x = torch.randn(1, 1, 4, 4)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    scheduler.step(x, 900, x, generator=generator)
+    for t in scheduler.timesteps[:4]:
+        scheduler.step(x, t, x, generator=generator)
     assert torch.equal(generator.get_state(), before)
 
 
@@ -101,18 +128,22 @@ def test_arguments_are_not_changed(kind):
     scheduler.set_timesteps(10)
     x, prediction = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     copies = x.clone(), prediction.clone()
-    scheduler.step(prediction, 900, x)
-    scheduler.add_noise(x, prediction, torch.tensor([1, 2]))
+    for t in scheduler.timesteps:
+        scheduler.step(prediction, t, x)
+        scaled = scheduler.scale_model_input(x, t)
+        assert (scaled is x) == (kind not in SIGMA_SPACE)
+    scheduler.add_noise(x, prediction, scheduler.timesteps[:2])
     assert torch.equal(x, copies[0]) and torch.equal(prediction, copies[1])
-    assert scheduler.scale_model_input(x, 900) is x
 
 
 @each_kind
 def test_each_image_has_its_own_timestep(kind, generator):
-    scheduler = kind()
+    scheduler = kind(timestep_spacing="leading")
+    scheduler.set_timesteps(10)
     x, noise = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
-    t = torch.tensor([0, 500, 999])
     for function in (scheduler.add_noise, scheduler.get_velocity, scheduler.target):
+        t = scheduler.timesteps[[0, 4, -1]]
+        t = t if function == scheduler.add_noise else t.long()
         together = function(x, noise, t)
         for i in range(3):
             alone = function(x[i : i + 1], noise[i : i + 1], t[i : i + 1])
@@ -121,49 +152,101 @@ def test_each_image_has_its_own_timestep(kind, generator):
 
 @each_kind
 @given(
-    total=st.integers(1, 200),
+    total=st.integers(5, 200),
     share=st.floats(0, 1),
     spacing=st.sampled_from(["leading", "linspace", "trailing"]),
+    karras=st.booleans(),
 )
-def test_timesteps_fall_and_stay_in_range(kind, total, share, spacing):
-    steps = max(1, round(share * total))
-    scheduler = kind(num_train_timesteps=total, timestep_spacing=spacing)
+def test_timesteps_fall_and_stay_in_range(kind, total, share, spacing, karras):
+    steps = max(4, round(share * (total - 1)))
+    settings = dict(use_karras_sigmas=karras) if kind in KARRAS else {}
+    scheduler = kind(num_train_timesteps=total, timestep_spacing=spacing, **settings)
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps
-    assert len(timesteps) == steps and timesteps.dtype == torch.int64
-    assert (timesteps.diff() < 0).all()
-    assert timesteps[-1] >= 0 and timesteps[0] <= total - 1
+    calls = {HeunDiscreteScheduler: 2 * steps - 1, PNDMScheduler: steps + 9}.get(kind, steps)
+    assert len(timesteps) == calls
+    assert timesteps.dtype == (torch.float32 if kind in SIGMA_SPACE else torch.int64)
+    assert timesteps.min() >= 0 and timesteps.max() <= total - 1
     if spacing != "leading":
         assert timesteps[0] == total - 1
+    if kind not in (HeunDiscreteScheduler, PNDMScheduler, DPMSolverMultistepScheduler):
+        assert (timesteps.diff() < 0).all()  # the others visit some twice
+    elif kind is not PNDMScheduler:
+        assert (timesteps.diff() <= 0).all()
+    if hasattr(scheduler, "sigmas"):
+        assert len(scheduler.sigmas) == calls + 1 and scheduler.sigmas[-1] == 0
+        assert (scheduler.sigmas.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(1, 1), (2, 3), (5, 6), (50, 51)])
+def test_pndm_without_its_start_costs_one_extra_call(steps, calls):
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == calls
+    assert len(set(scheduler.timesteps.tolist())) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_runge_kutta_start_needs_four_steps(steps):
+    with pytest.raises(ValueError, match=f"at least 4 steps, got {steps}.*skip_prk_steps=True"):
+        PNDMScheduler().set_timesteps(steps)
 
 
 @each_kind
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_wrong_numbers_of_steps_raise(kind, steps):
-    with pytest.raises(ValueError, match=f"between 1 and 1000, got {steps}"):
+    with pytest.raises(ValueError, match=f"between 1 and (1000|999), got {steps}"):
         kind().set_timesteps(steps)
+
+
+def test_dpm_solver_has_no_room_for_a_thousand_steps():
+    """It leaves out the last of steps + 1 timesteps; with `trailing` there is none to leave out."""
+    with pytest.raises(ValueError, match="between 1 and 999, got 1000"):
+        DPMSolverMultistepScheduler().set_timesteps(1000)
+    DPMSolverMultistepScheduler(timestep_spacing="trailing").set_timesteps(1000)
+
+
+@each_kind
+def test_an_offset_beyond_the_last_timestep_raises(kind):
+    scheduler = kind(timestep_spacing="leading", steps_offset=2)
+    with pytest.raises(ValueError, match="steps_offset=2 moves the first of 999 steps to t=100[01]"):
+        scheduler.set_timesteps(999)
 
 
 @each_kind
 def test_step_before_set_timesteps_raises(kind):
-    with pytest.raises(ValueError, match="set_timesteps"):
+    with pytest.raises(ValueError, match="call set_timesteps first"):
         kind().step(torch.zeros(1, 1, 2, 2), 5, torch.zeros(1, 1, 2, 2))
 
 
 @each_kind
-@pytest.mark.parametrize("t", [-1, 1000])
-def test_a_timestep_out_of_range_raises(kind, t):
+@pytest.mark.parametrize("t", [-1, 17, 1000])
+def test_a_foreign_timestep_raises(kind, t):
     scheduler = kind()
     scheduler.set_timesteps(10)
-    with pytest.raises(ValueError, match=f"between 0 and 999, got {t}"):
-        scheduler.step(torch.zeros(1, 1, 2, 2), t, torch.zeros(1, 1, 2, 2))
+    for form in (t, torch.tensor(t)):
+        with pytest.raises(ValueError, match=f"t={t} is not one of the timesteps"):
+            scheduler.step(torch.zeros(1, 1, 2, 2), form, torch.zeros(1, 1, 2, 2))
 
 
-def test_ddpm_refuses_a_timestep_that_it_does_not_visit():
-    scheduler = DDPMScheduler()
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_with_a_memory_keeps_the_order(kind):
+    scheduler = kind()
     scheduler.set_timesteps(10)
-    with pytest.raises(ValueError, match="t=899 is not one of the timesteps"):
-        scheduler.step(torch.zeros(1, 1, 2, 2), 899, torch.zeros(1, 1, 2, 2))
+    x = torch.zeros(1, 1, 2, 2)
+    first, last = scheduler.timesteps[[0, -1]]
+    scheduler.step(x, first, x)
+    for wrong in (first, last):
+        with pytest.raises(ValueError, match="out of turn: call set_timesteps"):
+            scheduler.step(x, wrong, x)
+    scheduler.set_timesteps(10)  # forgets
+    scheduler.step(x, first, x)
+    scheduler.set_timesteps(10)
+    middle = scheduler.timesteps[4 * kind.order]  # a walk may begin anywhere: image to image
+    for t in scheduler.timesteps[4 * kind.order :]:
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="out of turn"):
+        scheduler.step(x, middle, x)
 
 
 @each_kind
@@ -195,11 +278,55 @@ def test_settings_survive_a_folder(kind, tmp_path):
     assert read_json(tmp_path / "new" / "scheduler_config.json")["_class_name"] == kind.__name__
 
 
-def test_one_kind_is_built_from_the_settings_of_another():
-    ddpm = DDPMScheduler(beta_end=0.1, variance_type="fixed_large")
-    ddim = DDIMScheduler.from_config(ddpm.config)
-    assert ddim.beta_end == 0.1
-    assert DDPMScheduler.from_config(ddim.config).variance_type == "fixed_small"
+@each_kind
+@pytest.mark.parametrize("origin", KINDS)
+def test_one_kind_is_built_from_the_settings_of_another(kind, origin):
+    settings = dict(beta_end=0.1, prediction_type="v_prediction", timestep_spacing="trailing")
+    built = kind.from_config(origin(**settings, steps_offset=3).config)
+    assert built.config.items() >= (settings | dict(steps_offset=3)).items()
+    assert torch.equal(built.betas, origin.from_config(built.config).betas)
+    if kind is not origin and kind is DDPMScheduler:
+        assert built.variance_type == "fixed_small"
+
+
+@each_kind
+def test_every_kind_walks_with_the_bundled_settings(kind):
+    scheduler = kind.from_pretrained("digits-ddpm")
+    scheduler.set_timesteps(5)
+    assert scheduler.beta_end == 0.02 and scheduler.timestep_spacing == "leading"
+    assert scheduler.clip_sample == (kind in (DDPMScheduler, DDIMScheduler, HeunDiscreteScheduler))
+
+
+def test_stable_diffusion_s_own_settings_are_read():
+    """`scheduler/scheduler_config.json` of stable-diffusion-v1-5, word for word."""
+    config = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+        "clip_sample": False,
+    }
+    scheduler = PNDMScheduler.from_config(config)
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps[:4].tolist() == [981, 961, 961, 941]
+    assert scheduler.timesteps[-1] == 1 and len(scheduler.timesteps) == 51
+    euler = EulerDiscreteScheduler.from_config(config)
+    assert euler.timestep_spacing == "linspace"  # its own default: the file does not say
+    for kind in KINDS:
+        assert kind.from_config(config).beta_end == 0.012
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler])
+def test_noise_without_an_end_is_not_ignored(kind):
+    """What another scheduler does while it steps may be left out, the noise itself may not."""
+    with pytest.raises(ValueError, match=f"{kind.__name__} does not implement.*rescale_betas"):
+        kind.from_config(DDIMScheduler(rescale_betas_zero_snr=True).config)
 
 
 def test_misspelt_settings_are_refused():
@@ -212,12 +339,176 @@ def test_a_missing_scheduler_file_is_named(tmp_path):
         DDIMScheduler.from_pretrained(tmp_path)
 
 
-def test_clipping_bounds_the_estimate():
-    scheduler = DDIMScheduler(clip_sample_range=0.5)
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, HeunDiscreteScheduler])
+def test_clipping_bounds_the_estimate(kind):
+    scheduler = kind(clip_sample=True, clip_sample_range=0.5)
     scheduler.set_timesteps(10)
     x = torch.full((1, 1, 2, 2), 3.0)
-    out = scheduler.step(-x, 900, x)
+    out = scheduler.step(-x, scheduler.timesteps[0], x)
     assert out.pred_original_sample.abs().max() == 0.5
+
+
+@pytest.mark.parametrize("order", [0, 4])
+def test_unknown_solver_order_raises(order):
+    with pytest.raises(ValueError, match=f"1, 2 or 3, got {order}"):
+        DPMSolverMultistepScheduler(solver_order=order)
+
+
+# Relations between the samplers, by algebra.
+
+
+def walk(scheduler, x, steps, seed=0, **settings):
+    """Sample with a smooth stand-in for a network, from x at the scale of an image."""
+    generator = torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(steps)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        prediction = torch.sin(scheduler.scale_model_input(x, t) + t / 300)
+        x = scheduler.step(prediction, t, x, generator=generator, **settings).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_three_names_of_one_step(prediction_type, generator):
+    """DDIM is Euler's step in sigma, and DPM-Solver++'s of order 1; only the scale of x differs."""
+    config = SD15 | dict(timestep_spacing="trailing", prediction_type=prediction_type)
+    x = torch.randn(2, 1, 4, 4, generator=generator)
+    ddim = DDIMScheduler(**config, clip_sample=False)
+    dpm = DPMSolverMultistepScheduler(**config, solver_order=1)
+    euler = EulerDiscreteScheduler(**config)
+    expected = walk(ddim, x, 20)
+    assert torch.allclose(walk(dpm, x, 20), expected, atol=1e-4)
+    euler.set_timesteps(20)
+    sigma = euler.init_noise_sigma  # where Euler starts from pure noise, DDIM adds no signal
+    assert torch.allclose(walk(euler, x * (sigma**2 + 1) ** 0.5 / sigma, 20), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_euler_ancestral_is_ddim_with_eta_one(prediction_type, generator):
+    """So diffusers' missing `sample` is checked too, and DDPM's variance with it."""
+    config = SD15 | dict(timestep_spacing="trailing", prediction_type=prediction_type)
+    x = torch.randn(2, 1, 4, 4, generator=generator)
+    ancestral = EulerAncestralDiscreteScheduler(**config)
+    ancestral.set_timesteps(20)
+    sigma = ancestral.init_noise_sigma
+    ours = walk(ancestral, x * (sigma**2 + 1) ** 0.5 / sigma, 20)
+    expected = walk(DDIMScheduler(**config, clip_sample=False), x, 20, eta=1.0)
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_karras_sigmas_are_even_in_their_seventh_root():
+    sigmas = karras_sigmas(0.1, 10.0, 9)
+    assert sigmas[0] == pytest.approx(10) and sigmas[-1] == pytest.approx(0.1)
+    roots = torch.tensor(sigmas) ** (1 / 7)
+    assert torch.allclose(roots.diff(), roots.diff()[0])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+def test_rescaling_leaves_no_signal_and_keeps_the_start(schedule):
+    betas = make_betas(schedule)
+    before = (1 - betas).cumprod(0).sqrt()
+    after = (1 - rescale_zero_terminal_snr(betas)).cumprod(0).sqrt()
+    assert after[-1] == 0
+    assert after[0] == pytest.approx(before[0].item(), abs=1e-6)
+    stretched = (before - before[-1]) * before[0] / (before[0] - before[-1])  # Lin et al., alg. 1
+    assert torch.allclose(after, stretched, atol=1e-5)
+
+
+def test_predicted_noise_says_nothing_where_no_signal_is():
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="use prediction_type 'v_prediction' or 'sample'"):
+        scheduler.set_timesteps(10)
+
+
+# Orders of convergence, on data for which the solution is known: Gaussian pixels.
+
+MEAN, STD = 0.3, 0.5
+
+
+def error_after(scheduler, steps, stop=None):
+    """Follow the ODE with the exact score; return how far it has strayed at its last sigma > 0.
+
+    D(x; sigma) = mean + STD^2 / (STD^2 + sigma^2) (x - mean), and x - mean shrinks in proportion
+    to sqrt(STD^2 + sigma^2). All in float64; `stop` ends the walk early, at that timestep.
+    """
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.set_timesteps(steps)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps]
+        sigmas = (1 / alpha_bar - 1).sqrt()
+    last = len(scheduler.timesteps) - 1
+    if stop is not None:
+        last = scheduler.timesteps.tolist().index(stop)
+    z = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(1, 1, 1, 5)
+
+    def unit(sigma):  # sigma space to the scheduler's own
+        return 1.0 if isinstance(scheduler, SIGMA_SPACE) else (sigma**2 + 1) ** -0.5
+
+    def solution(sigma):
+        return MEAN + z * (STD**2 + sigma**2) ** 0.5
+
+    sigma = sigmas[0].item()
+    x = unit(sigma) * solution(sigma)
+    for t, sigma in zip(scheduler.timesteps[:last], sigmas.tolist(), strict=False):
+        x_sigma = x / unit(sigma)
+        x_start = MEAN + STD**2 / (STD**2 + sigma**2) * (x_sigma - MEAN)
+        noise = (x_sigma - x_start) / sigma
+        prediction = noise
+        if scheduler.prediction_type == "v_prediction":
+            prediction = (noise - sigma * x_start) / (sigma**2 + 1) ** 0.5
+        x = scheduler.step(prediction, t, x).prev_sample
+    sigma = sigmas[last].item()
+    return (x / unit(sigma) - solution(sigma)).abs().max().item()
+
+
+def order(scheduler, few, many, stop=None):
+    """The slope of log error against log steps."""
+    errors = [error_after(scheduler, steps, stop) for steps in (few, many)]
+    assert errors[1] < errors[0] < 0.1
+    return math.log(errors[0] / errors[1]) / math.log(many / few)
+
+
+KARRAS_SD15 = SD15 | dict(use_karras_sigmas=True)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (EulerDiscreteScheduler(**KARRAS_SD15), 1),
+        (HeunDiscreteScheduler(**KARRAS_SD15), 2),
+        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=1), 1),
+        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=2), 2),
+        # its first two steps are of lower order, and that is what remains
+        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=3), 2),
+    ],
+    ids=["Euler", "Heun", "DPM-Solver++ 1", "DPM-Solver++ 2", "DPM-Solver++ 3"],
+)
+def test_order_of_convergence_in_sigma(scheduler, expected):
+    assert order(scheduler, 50, 200) == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (DDIMScheduler(**SD15, clip_sample=False), 1),
+        (PNDMScheduler(**SD15), 2),
+        (PNDMScheduler(**SD15, skip_prk_steps=True), 2),
+        (PNDMScheduler(**SD15, prediction_type="v_prediction"), 1),
+    ],
+    ids=["DDIM", "PNDM", "PNDM without its start", "PNDM averaging v"],
+)
+def test_order_of_convergence_in_t(scheduler, expected):
+    """Down to t = 200: below, sigma is like the root of t, and no power series in t."""
+    assert order(scheduler, 50, 250, stop=200) == pytest.approx(expected, abs=0.15)
+
+
+def test_orders_pay():
+    """Each error, at equal cost in network calls, is a good part below that of the lower order."""
+    euler = error_after(EulerDiscreteScheduler(**KARRAS_SD15), 40)
+    heun = error_after(HeunDiscreteScheduler(**KARRAS_SD15), 20)  # 39 calls
+    dpm = error_after(DPMSolverMultistepScheduler(**KARRAS_SD15), 40)
+    assert heun < euler / 2 and dpm < heun / 2
 
 
 def test_schedulers_never_import_networks():

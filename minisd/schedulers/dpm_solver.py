@@ -53,7 +53,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         self.estimates: list[Tensor] = []  # of x_0, the newest first
 
     def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t for images x_start (b,c,h,w), noise of that shape and chosen timesteps (b,)."""
+        """Return x_t for images x_start (b,c,h,w), noise of that shape and chosen t (b,)."""
         sigma = self.sigma_at(t, x_start)
         return (x_start + sigma * noise) / (sigma**2 + 1).sqrt()
 
@@ -71,32 +71,30 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         """
         i, n = self.next_position(t), len(self.timesteps)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
-        x = x * (sigma**2 + 1) ** 0.5  # x_t / sqrt(abar), see minisd.schedulers.sigma
         x_start = self.estimate_x_start(prediction, x, sigma)
         self.estimates = [x_start, *self.estimates[: self.solver_order - 1]]
         order = len(self.estimates)
         if i == n - 1 or (self.lower_order_final and n < 15):
             order = min(order, n - i)
 
-        lambdas = [-math.log(s) for s in self.sigmas[max(0, i - 2) : i + 1].tolist()][::-1]
         ratio = sigma_next / sigma  # exp(-h)
-        x_next = ratio * x + (1 - ratio) * x_start  # DPM-Solver++, eq. 9 without its integral
+        x_next = ratio * x * (sigma**2 + 1) ** 0.5 + (1 - ratio) * x_start  # eq. 8, if constant
         if order > 1:
-            h = -math.log(sigma_next) - lambdas[0]
-            x_next = x_next + self.correction(order, h, lambdas)
+            x_next = x_next + self.correction(order, i)
         return StepOutput(x_next / (sigma_next**2 + 1) ** 0.5, x_start)
 
-    def correction(self, order: int, h: float, lambdas: list[float]) -> Tensor:
-        """Return what the slope, and for order 3 the bend, of the last estimates add to a step h."""
+    def correction(self, order: int, i: int) -> Tensor:
+        """Return what the slope, and for order 3 the bend, of the last estimates add to a step."""
+        lambdas = [-math.log(sigma) for sigma in self.sigmas[max(0, i - 2) : i + 2].tolist()]
+        h = lambdas[-1] - lambdas[-2]
+        h_1 = lambdas[-2] - lambdas[-3]
         phi_1 = math.expm1(-h)
-        phi_2 = phi_1 / h + 1
-        phi_3 = phi_2 / h - 1 / 2
-        newest, before = self.estimates[:2]
-        slope = (newest - before) / (lambdas[0] - lambdas[1])
+        slope = (self.estimates[0] - self.estimates[1]) / h_1
         if order == 2:
             return -phi_1 / 2 * h * slope  # DPM-Solver++, alg. 2
-        before_that = self.estimates[2]
-        slope_before = (before - before_that) / (lambdas[1] - lambdas[2])
-        bend = (slope - slope_before) / (lambdas[0] - lambdas[2])
-        slope = slope + (lambdas[0] - lambdas[1]) * bend  # at the newest of the three
-        return phi_2 * h * slope - phi_3 * h**2 * bend
+        h_2 = lambdas[-3] - lambdas[-4]
+        slope_before = (self.estimates[1] - self.estimates[2]) / h_2
+        bend = (slope - slope_before) / (h_1 + h_2)
+        phi_2 = phi_1 / h + 1
+        phi_3 = phi_2 / h - 1 / 2
+        return phi_2 * h * (slope + h_1 * bend) - phi_3 * h**2 * bend

@@ -28,7 +28,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         return x / (self.sigmas[self.position(t)].item() ** 2 + 1) ** 0.5
 
     def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x for images x_start (b,c,h,w), noise of that shape and chosen timesteps t (b,)."""
+        """Return x for images x_start (b,c,h,w), noise of that shape and chosen t (b,)."""
         return x_start + self.sigma_at(t, x_start) * noise
 
     def step(
@@ -45,7 +45,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         """
         i = self.position(t)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
-        x_start = self.estimate_x_start(prediction, x, sigma)
+        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
         slope = (x - x_start) / sigma  # Karras et al. 2022, alg. 1, line 4
         return StepOutput(x + (sigma_next - sigma) * slope, x_start)  # line 5
 
@@ -72,7 +72,7 @@ class EulerAncestralDiscreteScheduler(EulerDiscreteScheduler):
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
         sigma_down = sigma_next**2 / sigma
         sigma_up = (sigma_next**2 - sigma_down**2) ** 0.5  # variances add up to sigma_next^2
-        x_start = self.estimate_x_start(prediction, x, sigma)
+        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
         slope = (x - x_start) / sigma
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return StepOutput(x + (sigma_down - sigma) * slope + sigma_up * noise, x_start)

@@ -50,11 +50,11 @@ class HeunDiscreteScheduler(EulerDiscreteScheduler):
         `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
         """
         i = self.next_position(t)
-        x_start = self.estimate_x_start(prediction, x, self.sigmas[i].item())
-        slope = (x - x_start) / self.sigmas[i].item()
+        sigma = self.sigmas[i].item()
+        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
+        slope = (x - x_start) / sigma
         if i % 2 == 0:  # the first look: alg. 1, lines 4 and 5
-            self.x, self.slope = x, slope
-            sigma, sigma_next = self.sigmas[i : i + 2].tolist()
-            return StepOutput(x + (sigma_next - sigma) * slope, x_start)
-        sigma, sigma_next = self.sigmas[i - 1 : i + 1].tolist()  # the second: lines 7 and 8
-        return StepOutput(self.x + (sigma_next - sigma) * (self.slope + slope) / 2, x_start)
+            self.x, self.slope, self.stride = x, slope, self.sigmas[i + 1].item() - sigma
+            return StepOutput(x + self.stride * slope, x_start)
+        mean = (self.slope + slope) / 2  # the second: lines 7 and 8
+        return StepOutput(self.x + self.stride * mean, x_start)

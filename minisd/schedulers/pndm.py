@@ -24,6 +24,7 @@ class PNDMScheduler(Scheduler):
 
     The first three steps cost four network calls each (Runge-Kutta), all others one (linear
     multistep). `skip_prk_steps` starts with the multistep rule at once, and pays one extra call.
+    Of second order for predicted noise; v is averaged as it comes, which leaves the first order.
     """
 
     skip_prk_steps: bool = False

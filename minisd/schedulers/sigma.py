@@ -65,15 +65,16 @@ class SigmaScheduler(Scheduler):
         sigmas = self.sigmas[[self.position(each) for each in t.reshape(-1).tolist()]]
         return sigmas.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
-    def estimate_x_start(self, prediction: Tensor, x: Tensor, sigma: float) -> Tensor:
-        """Return D(x; sigma), the estimate of x_0 = x - sigma * noise, clipped if so configured."""
+    def estimate_x_start(self, prediction: Tensor, x_t: Tensor, sigma: float) -> Tensor:
+        """Return the estimate of x_0 at x_t = sqrt(abar) x, clipped if so configured."""
+        alpha = (sigma**2 + 1) ** -0.5  # sqrt(abar); sigma alpha is sqrt(1 - abar)
         match self.prediction_type:
             case "epsilon":
-                x_start = x - sigma * prediction
+                x_start = (x_t - sigma * alpha * prediction) / alpha  # DDPM eq. 15
             case "sample":
                 x_start = prediction
             case "v_prediction":
-                x_start = (x / (sigma**2 + 1) ** 0.5 - sigma * prediction) / (sigma**2 + 1) ** 0.5
+                x_start = alpha * x_t - sigma * alpha * prediction
         return self.clip(x_start)
 
     def next_position(self, t: Tensor | float) -> int:
