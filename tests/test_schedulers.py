@@ -209,7 +209,9 @@ def test_dpm_solver_has_no_room_for_a_thousand_steps():
 @each_kind
 def test_an_offset_beyond_the_last_timestep_raises(kind):
     scheduler = kind(timestep_spacing="leading", steps_offset=2)
-    with pytest.raises(ValueError, match="steps_offset=2 moves the first of 999 steps to t=100[01]"):
+    with pytest.raises(
+        ValueError, match="steps_offset=2 moves the first of 999 steps to t=100[01]"
+    ):
         scheduler.set_timesteps(999)
 
 

@@ -174,11 +174,10 @@ class Scheduler:
         How another scheduler of minisd steps is left out; what the two share is kept. Raises
         ValueError for a setting that minisd does not implement and that is switched on.
         """
-        unset = config.get("_use_default_values", ())  # diffusers: nobody chose these
         given = {
             name: value
             for name, value in config.items()
-            if not name.startswith("_") and name not in unset and value is not None
+            if not name.startswith("_") and value is not None
         }
         own = {field.name for field in fields(cls)}
         others = {field.name for kind in kinds(Scheduler) for field in fields(kind)}

@@ -82,8 +82,10 @@ class SigmaScheduler(Scheduler):
 
         A walk may begin anywhere. Raises ValueError if t is not the next one on it.
         """
-        i = self.position(t) if self.upcoming is None else self.upcoming
-        if i == len(self.timesteps) or self.timesteps[i] != t:
+        i = self.upcoming
+        if i is None:
+            i = self.position(t) if t != self.timesteps[0] else 0
+        if i == len(self.timesteps) or t != self.timesteps[i]:
             raise ValueError(f"t={float(t):g} is out of turn: call set_timesteps for a new walk")
         self.upcoming = i + 1
         return i
