@@ -137,6 +137,19 @@ def test_arguments_are_not_changed(kind):
 
 
 @each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_precision_of_the_images_is_kept(kind, dtype, generator):
+    scheduler = kind()
+    scheduler.set_timesteps(6)
+    x = torch.randn(1, 1, 4, 4, generator=generator).to(dtype) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        out = scheduler.step(0.5 * scheduler.scale_model_input(x, t), t, x, generator=generator)
+        x = out.prev_sample
+        assert x.dtype == out.pred_original_sample.dtype == dtype and x.isfinite().all()
+    assert scheduler.add_noise(x, x, scheduler.timesteps[:1]).dtype == dtype
+
+
+@each_kind
 def test_each_image_has_its_own_timestep(kind, generator):
     scheduler = kind(timestep_spacing="leading")
     scheduler.set_timesteps(10)

@@ -171,8 +171,8 @@ class Scheduler:
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build a scheduler from settings, also from those of another kind of scheduler.
 
-        How another scheduler of minisd steps is left out; what the two share is kept. Raises
-        ValueError for a setting that minisd does not implement and that is switched on.
+        How another scheduler of minisd steps is left out; what the two share is kept, the spacing
+        too. Raises ValueError for a setting that this kind does not implement and that is on.
         """
         given = {
             name: value
@@ -180,8 +180,8 @@ class Scheduler:
             if not name.startswith("_") and value is not None
         }
         own = {field.name for field in fields(cls)}
-        others = {field.name for kind in kinds(Scheduler) for field in fields(kind)}
-        others.remove("rescale_betas_zero_snr")  # says what the noise is, not how to step
+        others = {field.name for kind in _kinds(Scheduler) for field in fields(kind)}
+        others -= {"rescale_betas_zero_snr", "variance_type"}  # what the noise and the network are
         active = {
             name: value
             for name, value in given.items()
@@ -202,9 +202,9 @@ class Scheduler:
         write_json(writable_folder(folder) / CONFIG_FILE, config)
 
 
-def kinds(kind: type[Scheduler]) -> list[type[Scheduler]]:
+def _kinds(kind: type[Scheduler]) -> list[type[Scheduler]]:
     """Return this class and all that are derived from it."""
-    return [kind, *(k for child in kind.__subclasses__() for k in kinds(child))]
+    return [kind, *(k for child in kind.__subclasses__() for k in _kinds(child))]
 
 
 OFF = {  # foreign settings, with the values at which they change nothing; otherwise that is False
@@ -213,7 +213,8 @@ OFF = {  # foreign settings, with the values at which they change nothing; other
     "sample_max_value": (1.0,),
     "flow_shift": (1.0,),
     "time_shift_type": ("exponential",),
-    # the one value that minisd implements
+    # the values that minisd implements
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
     "final_sigmas_type": ("zero",),

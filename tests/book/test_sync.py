@@ -16,7 +16,6 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
-    "minisd.schedulers.base.kinds": "settings again: which names other schedulers have",
     "minisd.schedulers.ddim.DDIMScheduler": "chapter 5 derives it",
     "minisd.schedulers.dpm_solver.DPMSolverMultistepScheduler": "chapter 5 derives it",
     "minisd.schedulers.euler.EulerDiscreteScheduler": "chapter 5 derives it",

@@ -667,10 +667,12 @@ def test_what_minisd_does_not_implement_is_refused(kind, change):
         kind.from_config(config)
 
 
-def test_learned_variance_is_refused():
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_variance_is_refused(kind):
+    """Such a network has twice as many channels."""
     theirs = diffusers.DDPMScheduler(variance_type="learned_range")
     with pytest.raises(ValueError, match="'learned_range'"):
-        DDPMScheduler.from_config(theirs.config)
+        kind.from_config(theirs.config)
 
 
 # Inside each other's pipelines.
