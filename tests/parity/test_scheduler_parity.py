@@ -123,7 +123,7 @@ def compare(kind, config, steps, seed=0, fault=None, change=None, theirs=None, *
         if "pred_original_sample" in b:  # PNDM and DPM-Solver++ of diffusers do not say
             apart = (a.pred_original_sample - b.pred_original_sample).abs().max().item()
             worst = max(worst, unit * apart)
-    assert 0.1 < y.std() < 3, "the walk should end in something like a picture"
+    assert 0.1 < y.std() < 10, "the walk should end in something like a picture"
     return worst
 
 
@@ -266,7 +266,7 @@ def test_the_whole_chain_agrees(kind):
 @st.composite
 def any_settings(draw):
     beta_start = draw(st.floats(1e-4, 1e-2))
-    total = draw(st.integers(20, 1000))
+    total = draw(st.integers(40, 1000))
     return dict(
         num_train_timesteps=total,
         beta_start=beta_start,
@@ -327,14 +327,11 @@ def test_the_others_agree_for_any_settings(kind, drawn, seed, data):
     config, steps = drawn
     assume((kind, config["prediction_type"]) not in UNKNOWN_TO_DIFFUSERS)
     assume(steps >= 4)
-    cosine = config["beta_schedule"] == "squaredcos_cap_v2"
-    assume(not (cosine and config["prediction_type"] == "epsilon"))  # there, sigma begins at 20,000
     config = of(kind, config) | data.draw(st.sampled_from(VARIANTS[kind]))
     assume(same_timesteps(kind, config, steps))
     sigma_max = kind(**config).alphas_cumprod[-1] ** -0.5
-    grows = config["prediction_type"] == "epsilon" and kind not in SIGMA_SPACE
-    limit = TOLERANCE * max(1.0, sigma_max / 10) if grows else TOLERANCE  # see rounding_grows
-    assert compare(kind, config, steps, seed) <= limit
+    assume(sigma_max < 200)  # the digits' is 157; the cosine's 20,000 leaves float32 no digits
+    assert compare(kind, config, steps, seed, change=in_double) <= TOLERANCE  # see rounding_grows
 
 
 @pytest.mark.parametrize("kind", CHAIN)
