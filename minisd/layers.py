@@ -37,7 +37,10 @@ class TimeEmbedding(nn.Module):
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """Start a layer at zero: a branch that ends in it begins as no change at all."""
+    """Start a layer (weight and bias) at zero, so that a residual branch begins as no change.
+
+    Ho et al. 2020 do so in their code; Rombach et al. 2022 kept it.
+    """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

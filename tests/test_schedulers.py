@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers import KINDS, SIGMA_SPACE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,17 +20,7 @@ from minisd.schedulers import Scheduler
 from minisd.schedulers.sigma import karras_sigmas
 from minisd.schedules import make_betas, rescale_zero_terminal_snr
 
-KINDS = (
-    DDPMScheduler,
-    DDIMScheduler,
-    PNDMScheduler,
-    EulerDiscreteScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
-    DPMSolverMultistepScheduler,
-)
 STOCHASTIC = (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler)  # DDIM: with eta
-SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
 KARRAS = (EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
 SD15 = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -313,10 +304,10 @@ def test_every_kind_walks_with_the_bundled_settings(kind):
 
 
 def test_stable_diffusion_s_own_settings_are_read():
-    """`scheduler/scheduler_config.json` of stable-diffusion-v1-5, word for word."""
+    """The settings of v1.5's `scheduler/scheduler_config.json`."""
     config = {
         "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
+        "_diffusers_version": "0.7.0.dev0",
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,

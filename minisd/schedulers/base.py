@@ -90,11 +90,11 @@ class Scheduler:
 
         Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
         """
-        timesteps = self.spread(num_inference_steps)
+        timesteps = self.spaced_timesteps(num_inference_steps)
         self.num_inference_steps = num_inference_steps
         self.timesteps = timesteps.round().long().to(device)
 
-    def spread(self, n: int, extra: int = 0) -> Tensor:
+    def spaced_timesteps(self, n: int, extra: int = 0) -> Tensor:
         """Return n timesteps, as real numbers, the noisiest first (Lin et al. 2024, table 2).
 
         They are the first n of n + `extra` that cover the training's range.
@@ -135,13 +135,10 @@ class Scheduler:
 
     def predict_x_start(self, prediction: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
         """Return the estimate of x_0, clipped to the range of images if so configured."""
-        return self.clip(schedules.to_x_start(self.prediction_type, prediction, x, alpha_bar))
-
-    def clip(self, x_start: Tensor) -> Tensor:
-        """Return x_start within [-clip_sample_range, clip_sample_range] if so configured."""
-        if not self.clip_sample:
-            return x_start
-        return x_start.clamp(-self.clip_sample_range, self.clip_sample_range)
+        x_start = schedules.to_x_start(self.prediction_type, prediction, x, alpha_bar)
+        if self.clip_sample:
+            x_start = x_start.clamp(-self.clip_sample_range, self.clip_sample_range)
+        return x_start
 
     def check_step(self, t: Tensor | int) -> int:
         """Return t as an int; raise ValueError before `set_timesteps`, or for a foreign t."""

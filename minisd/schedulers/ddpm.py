@@ -56,8 +56,5 @@ class DDPMScheduler(Scheduler):
 
     def previous_timestep(self, t: int) -> int:
         """Return the timestep after t in the visiting order; -1 stands for x_0."""
-        position = (self.timesteps == t).nonzero()
-        if not len(position):
-            raise ValueError(f"t={t} is not one of the timesteps that set_timesteps chose")
-        following = self.timesteps[position[0, 0] + 1 :]
+        following = self.timesteps[self.position(t) + 1 :]
         return int(following[0]) if len(following) else -1

@@ -38,7 +38,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         with `leading` and `linspace` spacing, fewer than `num_train_timesteps` steps.
         """
         extra = 0 if self.timestep_spacing == "trailing" else 1
-        timesteps = self.spread(num_inference_steps, extra).round().numpy()
+        timesteps = self.spaced_timesteps(num_inference_steps, extra).round().numpy()
         sigmas = self.to_sigma(timesteps)
         if self.use_karras_sigmas:
             lowest, highest = self.train_sigmas[[0, -1]].tolist()
@@ -71,7 +71,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         """
         i, n = self.next_position(t), len(self.timesteps)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
-        x_start = self.estimate_x_start(prediction, x, sigma)
+        x_start = self.x_start_at(sigma, prediction, x)
         self.estimates = [x_start, *self.estimates[: self.solver_order - 1]]
         order = len(self.estimates)
         if i == n - 1 or (self.lower_order_final and n < 15):

@@ -45,9 +45,13 @@ class EulerDiscreteScheduler(SigmaScheduler):
         """
         i = self.position(t)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
-        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
-        slope = (x - x_start) / sigma  # Karras et al. 2022, alg. 1, line 4
-        return StepOutput(x + (sigma_next - sigma) * slope, x_start)  # line 5
+        slope, x_start = self.slope_at(sigma, prediction, x)
+        return StepOutput(x + (sigma_next - sigma) * slope, x_start)  # alg. 1, line 5
+
+    def slope_at(self, sigma: float, prediction: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dx/dsigma at x, and the estimate of x_0 that it comes from, both (b,c,h,w)."""
+        x_start = self.x_start_at(sigma, prediction, x / (sigma**2 + 1) ** 0.5)
+        return (x - x_start) / sigma, x_start  # Karras et al. 2022, alg. 1, line 4
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,7 +76,6 @@ class EulerAncestralDiscreteScheduler(EulerDiscreteScheduler):
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
         sigma_down = sigma_next**2 / sigma
         sigma_up = (sigma_next**2 - sigma_down**2) ** 0.5  # variances add up to sigma_next^2
-        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
-        slope = (x - x_start) / sigma
+        slope, x_start = self.slope_at(sigma, prediction, x)
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return StepOutput(x + (sigma_down - sigma) * slope + sigma_up * noise, x_start)

@@ -51,8 +51,7 @@ class HeunDiscreteScheduler(EulerDiscreteScheduler):
         """
         i = self.next_position(t)
         sigma = self.sigmas[i].item()
-        x_start = self.estimate_x_start(prediction, self.scale_model_input(x, t), sigma)
-        slope = (x - x_start) / sigma
+        slope, x_start = self.slope_at(sigma, prediction, x)
         if i % 2 == 0:  # the first look: alg. 1, lines 4 and 5
             self.x, self.slope, self.stride = x, slope, self.sigmas[i + 1].item() - sigma
             return StepOutput(x + self.stride * slope, x_start)

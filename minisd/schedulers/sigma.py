@@ -41,7 +41,7 @@ class SigmaScheduler(Scheduler):
 
         Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
         """
-        timesteps = self.spread(num_inference_steps).float().numpy()
+        timesteps = self.spaced_timesteps(num_inference_steps).float().numpy()
         sigmas = self.to_sigma(timesteps)
         if self.use_karras_sigmas:
             sigmas = karras_sigmas(sigmas[-1], sigmas[0], num_inference_steps)
@@ -65,17 +65,10 @@ class SigmaScheduler(Scheduler):
         sigmas = self.sigmas[[self.position(each) for each in t.reshape(-1).tolist()]]
         return sigmas.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
-    def estimate_x_start(self, prediction: Tensor, x_t: Tensor, sigma: float) -> Tensor:
-        """Return the estimate of x_0 at x_t = sqrt(abar) x, clipped if so configured."""
-        alpha = (sigma**2 + 1) ** -0.5  # sqrt(abar); sigma alpha is sqrt(1 - abar)
-        match self.prediction_type:
-            case "epsilon":
-                x_start = (x_t - sigma * alpha * prediction) / alpha  # DDPM eq. 15
-            case "sample":
-                x_start = prediction
-            case "v_prediction":
-                x_start = alpha * x_t - sigma * alpha * prediction
-        return self.clip(x_start)
+    def x_start_at(self, sigma: float, prediction: Tensor, x_t: Tensor) -> Tensor:
+        """Return the estimate of x_0 from a prediction at x_t = sqrt(abar) x, all (b,c,h,w)."""
+        alpha_bar = torch.tensor(1 / (sigma**2 + 1), dtype=torch.float64)
+        return self.predict_x_start(prediction, x_t, alpha_bar)
 
     def next_position(self, t: Tensor | float) -> int:
         """Return `position(t)` for a scheduler with a memory, which must not skip a timestep.

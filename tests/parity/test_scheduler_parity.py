@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DConditionModel, UNet2DModel
-from helpers import randomise
+from helpers import KINDS, SIGMA_SPACE, randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -30,18 +30,8 @@ from minisd.pipeline import denoise, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' own
 TOLERANCE = 1e-5  # largest difference, float32: absolute, but see `compare`
-KINDS = (
-    DDPMScheduler,
-    DDIMScheduler,
-    PNDMScheduler,
-    EulerDiscreteScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
-    DPMSolverMultistepScheduler,
-)
 THEIRS = {kind: getattr(diffusers, kind.__name__) for kind in KINDS}
 CHAIN = (DDPMScheduler, DDIMScheduler)  # the two of chapter 4
-SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
 
 SD15 = dict(
     beta_start=0.00085,
@@ -86,7 +76,9 @@ class StandIn:
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * picture + error
 
 
-def compare(kind, config, steps, seed=0, fault=None, change=None, theirs=None, **step_settings):
+def compare(
+    kind, config, steps, seed=0, fault=None, change=None, theirs=None, largest=3, **step_settings
+):
     """Walk both schedulers from one noise; return the largest difference anywhere on the way.
 
     The values of Euler, Euler ancestral and Heun, x_0 + sigma * noise, begin at sigma, which is of
@@ -123,7 +115,7 @@ def compare(kind, config, steps, seed=0, fault=None, change=None, theirs=None, *
         if "pred_original_sample" in b:  # PNDM and DPM-Solver++ of diffusers do not say
             apart = (a.pred_original_sample - b.pred_original_sample).abs().max().item()
             worst = max(worst, unit * apart)
-    assert 0.1 < y.std() < 10, "the walk should end in something like a picture"
+    assert 0.1 < y.std() < largest, "the walk should end in something like a picture"
     return worst
 
 
@@ -266,7 +258,7 @@ def test_the_whole_chain_agrees(kind):
 @st.composite
 def any_settings(draw):
     beta_start = draw(st.floats(1e-4, 1e-2))
-    total = draw(st.integers(40, 1000))
+    total = draw(st.integers(20, 1000))
     return dict(
         num_train_timesteps=total,
         beta_start=beta_start,
@@ -277,7 +269,7 @@ def any_settings(draw):
         steps_offset=draw(st.integers(0, 1)),
         clip_sample=draw(st.booleans()),
         clip_sample_range=draw(st.floats(1.0, 3.0)),
-    ), draw(st.integers(2, 19))
+    ), draw(st.integers(2, 18))
 
 
 def same_timesteps(kind, config, steps):
@@ -327,11 +319,12 @@ def test_the_others_agree_for_any_settings(kind, drawn, seed, data):
     config, steps = drawn
     assume((kind, config["prediction_type"]) not in UNKNOWN_TO_DIFFUSERS)
     assume(steps >= 4)
+    cosine = config["beta_schedule"] == "squaredcos_cap_v2"
+    assume(not (cosine and config["prediction_type"] == "epsilon"))  # there, sigma begins at 20,000
     config = of(kind, config) | data.draw(st.sampled_from(VARIANTS[kind]))
     assume(same_timesteps(kind, config, steps))
-    sigma_max = kind(**config).alphas_cumprod[-1] ** -0.5
-    assume(sigma_max < 200)  # the digits' is 157; the cosine's 20,000 leaves float32 no digits
-    assert compare(kind, config, steps, seed, change=in_double) <= TOLERANCE  # see rounding_grows
+    found = compare(kind, config, steps, seed, change=in_double, largest=10)  # see rounding_grows
+    assert found <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", CHAIN)
