@@ -17,6 +17,7 @@ from minisd.data.digits import digits
 from minisd.files import read_json, replacing, writable_folder, write_json
 from minisd.metrics import Judge, JudgeConfig, judge_loss
 from minisd.schedulers import DDPMScheduler, Scheduler
+from minisd.schedules import timestep_probabilities
 from minisd.training import (
     CHECKPOINT,
     LossFunction,
@@ -59,7 +60,10 @@ RECIPES = {
             summary="a U-Net that predicts the noise in a digit: unconditional DDPM, 28x28",
             model=lambda: UNet(UNetConfig.MNIST),
             dataset=lambda: digits("train"),
-            loss=diffusion_loss(DIGITS_SCHEDULER),
+            loss=diffusion_loss(
+                DIGITS_SCHEDULER,
+                timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2),
+            ),
             settings=TrainingSettings(
                 steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
             ),

@@ -60,6 +60,18 @@ def signal_to_noise_ratio(alpha_bar: Tensor) -> Tensor:
     return alpha_bar / (1 - alpha_bar)
 
 
+def timestep_probabilities(alpha_bar: Tensor, mean: float, std: float) -> Tensor:
+    """Return how often to train each timestep, (T,), given alpha-bar at each: they sum to 1.
+
+    Half of the time every timestep is equally likely; in the other half log SNR is normal, so that
+    the levels around `mean` are trained more often (after Karras et al. 2022, section 5).
+    """
+    log_snr = signal_to_noise_ratio(alpha_bar.double()).log()
+    (spacing,) = torch.gradient(log_snr)
+    normal = (-0.5 * ((log_snr - mean) / std) ** 2).exp() * -spacing
+    return ((normal / normal.sum() + 1 / len(alpha_bar)) / 2).float()
+
+
 def add_noise(x_start: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """Jump from x_0 to x_t in one step; all shapes broadcast against `x_start`."""
     return alpha_bar.sqrt() * x_start + (1 - alpha_bar).sqrt() * noise  # DDPM eq. 4

@@ -30,13 +30,22 @@ LossFunction = Callable[[nn.Module, Any, torch.Generator], Tensor]
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def diffusion_loss(scheduler: Scheduler) -> LossFunction:
-    """Return the loss of DDPM's algorithm 1 for batches whose first entry is x_0 (b,c,h,w)."""
+def diffusion_loss(scheduler: Scheduler, probabilities: Tensor | None = None) -> LossFunction:
+    """Return the loss of DDPM's algorithm 1 for batches whose first entry is x_0 (b,c,h,w).
+
+    Timestep t is drawn with `probabilities` (T,), by default all alike. The draw is stratified: of
+    b timesteps, one falls into each b-th part of the probability.
+    """
+    if probabilities is None:
+        probabilities = torch.full_like(scheduler.betas, 1 / scheduler.num_train_timesteps)
+    cumulative = probabilities.double().cumsum(0).float()
 
     def loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
         x_start = batch[0]
         b, device = len(x_start), x_start.device
-        t = torch.randint(scheduler.num_train_timesteps, (b,), generator=generator, device=device)
+        u = torch.rand(b, generator=generator, device=device)
+        u = (torch.arange(b, device=device) + u) / b
+        t = torch.searchsorted(cumulative.to(device), u).clamp(max=len(cumulative) - 1)
         noise = torch.randn(x_start.shape, generator=generator, device=device)
         prediction = model(scheduler.add_noise(x_start, noise, t), t)
         return F.mse_loss(prediction, scheduler.target(x_start, noise, t))  # DDPM eq. 14

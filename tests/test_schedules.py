@@ -11,6 +11,7 @@ from minisd.schedules import (
     make_betas,
     signal_to_noise_ratio,
     target,
+    timestep_probabilities,
     to_noise,
     to_x_start,
 )
@@ -98,6 +99,21 @@ def test_prediction_types_convert_into_each_other(kind, alpha_bar, seed, per_ima
     prediction = target(kind, x_start, noise, alpha_bar)
     assert torch.allclose(to_x_start(kind, prediction, x_t, alpha_bar), x_start, atol=1e-9)
     assert torch.allclose(to_noise(kind, prediction, x_t, alpha_bar), noise, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (2.0, 0.7)])
+def test_half_of_the_timesteps_have_a_normal_log_snr(schedule, mean, std):
+    alpha_bar = (1 - make_betas(schedule)).cumprod(0)
+    probabilities = timestep_probabilities(alpha_bar, mean, std).double()
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-6)
+    normal = 2 * probabilities - 1 / 1000  # without the half that is uniform
+    assert normal.min() > -1e-9
+    log_snr = signal_to_noise_ratio(alpha_bar.double()).log()
+    measured_mean = (normal * log_snr).sum().item()
+    variance = (normal * (log_snr - measured_mean) ** 2).sum().item()
+    assert measured_mean == pytest.approx(mean, abs=0.02)
+    assert variance**0.5 == pytest.approx(std, rel=0.02)
 
 
 @given(alpha_bar=st.floats(1e-3, 1 - 1e-3), angle=st.floats(0, 2 * math.pi))

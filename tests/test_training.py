@@ -144,17 +144,30 @@ def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
     assert ignorant == pytest.approx(1, abs=5 * math.sqrt(2 / 16_000))
 
 
-def test_the_diffusion_loss_draws_every_timestep():
-    scheduler = DDPMScheduler(num_train_timesteps=10)
+def timesteps_drawn(b, probabilities=None, seed=0):
+    """Return the timesteps (b,) that the loss draws for a batch, with ten to choose from."""
     seen = []
 
     def model(x, t):
         seen.append(t)
         return x
 
-    diffusion_loss(scheduler)(model, [torch.zeros(1000, 1, 1, 1)], torch.Generator())
-    counts = torch.cat(seen).bincount(minlength=10)
-    assert len(counts) == 10 and counts.min() > 50 and counts.max() < 150
+    loss = diffusion_loss(DDPMScheduler(num_train_timesteps=10), probabilities)
+    loss(model, [torch.zeros(b, 1, 1, 1)], torch.Generator().manual_seed(seed))
+    return seen[0]
+
+
+@pytest.mark.parametrize("probabilities", [None, torch.arange(10) / 45])
+def test_the_diffusion_loss_draws_timesteps_by_their_probabilities(probabilities):
+    expected = torch.full((10,), 0.1) if probabilities is None else probabilities
+    counts = timesteps_drawn(1000, probabilities).bincount(minlength=10)
+    assert (counts - 1000 * expected).abs().max() <= 2  # stratified: each share is met exactly
+
+
+def test_small_batches_too_draw_every_timestep_equally_often():
+    drawn = torch.cat([timesteps_drawn(3, seed=seed) for seed in range(400)])
+    counts = drawn.bincount(minlength=10)
+    assert len(counts) == 10 and (counts - 120).abs().max() < 5 * math.sqrt(120)
 
 
 # Settings
