@@ -11,6 +11,8 @@ import torch
 import typer
 from tqdm import tqdm
 
+from minisd.schedulers import SAMPLERS
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -19,11 +21,7 @@ app = typer.Typer(
 )
 
 
-class Sampler(StrEnum):
-    """The schedulers by their short names."""
-
-    ddpm = "ddpm"
-    ddim = "ddim"
+Sampler = StrEnum("Sampler", {name: name for name in SAMPLERS})
 
 
 class Precision(StrEnum):
@@ -36,7 +34,9 @@ class Precision(StrEnum):
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundled checkpoint, a folder or a hub id.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
-StepsOption = Annotated[int, typer.Option(min=1, help="Network calls per image.")]
+StepsOption = Annotated[
+    int, typer.Option(min=1, help="Steps per image: one network call each, two for heun.")
+]
 SamplerOption = Annotated[Sampler, typer.Option(help="The scheduler that draws.")]
 
 
@@ -75,7 +75,7 @@ def generate(
     ),
     seed: SeedOption = 0,
     steps: StepsOption = 50,
-    sampler: SamplerOption = Sampler.ddpm,
+    sampler: SamplerOption = Sampler["ddpm"],
 ) -> None:
     """Draw images and save them as one grid."""
     from minisd.files import replacing, writable_folder
@@ -96,7 +96,7 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", min=2, help="How many samples to score.")] = 5000,
     seed: SeedOption = 0,
     steps: StepsOption = 25,
-    sampler: SamplerOption = Sampler.ddpm,
+    sampler: SamplerOption = Sampler["ddpm"],
     judge: Annotated[str, typer.Option(help="The judge's checkpoint.")] = "digits-judge",
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
 ) -> None:
@@ -164,14 +164,12 @@ def info(
 
 def draw(model: str, n: int, seed: int, steps: int, sampler: Sampler) -> Iterator[torch.Tensor]:
     """Sample n images from a trained U-Net, on the best device here, with a progress bar."""
-    from minisd import schedulers
     from minisd.pipeline import sample
     from minisd.unet import UNet
 
-    kinds = {Sampler.ddpm: schedulers.DDPMScheduler, Sampler.ddim: schedulers.DDIMScheduler}
     device = best_device()
     unet = UNet.from_pretrained(model).to(device)
-    scheduler = kinds[sampler].from_pretrained(model)
+    scheduler = SAMPLERS[sampler.value].from_pretrained(model)
     generator = torch.Generator(device).manual_seed(seed)
     with tqdm(total=n, unit="image", delay=0.1) as bar:
         for batch in sample(unet, scheduler, n, steps, generator):

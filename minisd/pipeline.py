@@ -1,6 +1,7 @@
 """Chapter 4: from noise to images. The denoising loop is a generator: watch it at any step."""
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ class DenoisingState(NamedTuple):
 
     t: Tensor  # the timestep that was just left
     x: Tensor  # the images now, one step less noisy, (b,c,h,w)
-    x_start: Tensor  # the clean images that the network expected at t, (b,c,h,w)
+    x_start: Tensor | None  # the clean images expected at t; None if the scheduler does not say
 
 
 def denoise(
@@ -25,17 +26,21 @@ def denoise(
     generator: torch.Generator | None = None,
     context: Tensor | None = None,
 ) -> Iterator[DenoisingState]:
-    """Turn pure noise x (b,c,h,w) into samples, yielding the state after every step.
+    """Turn pure noise x (b,c,h,w) into samples, yielding the state after every network call.
 
-    Raises ValueError for a number of steps that the scheduler does not allow.
+    The scheduler may be one of diffusers', too. Raises ValueError for a number of steps that it
+    does not allow.
     """
+    draws = "generator" in signature(scheduler.step).parameters  # not all of diffusers' do
+    settings = {"generator": generator} if draws else {}
     scheduler.set_timesteps(num_inference_steps, device=x.device)
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         with torch.no_grad():
             prediction = unet(scheduler.scale_model_input(x, t), t, context)
-        x, x_start = scheduler.step(prediction, t, x, generator=generator)[:2]
-        yield DenoisingState(t, x, x_start)
+        output = scheduler.step(prediction, t, x, **settings)
+        x = output.prev_sample
+        yield DenoisingState(t, x, getattr(output, "pred_original_sample", None))
 
 
 def sample(

@@ -69,6 +69,17 @@ def test_ddpm_draws_from_the_posterior(variance_type, generator):
     assert draws.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [2, 5, 20, 1000])
+def test_ddim_with_eta_one_stays_finite_where_almost_no_signal_is_left(spacing, steps, generator):
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    x = torch.randn(1, 1, 2, 2, generator=generator)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x, eta=1.0, generator=generator).prev_sample
+        assert x.isfinite().all()
+
+
 def test_ddim_with_eta_one_is_ddpm(generator):
     """Song et al. 2021, section 4.1: eta = 1 has DDPM's variance, and its mean."""
     ddpm, ddim = DDPMScheduler(clip_sample=False), DDIMScheduler(clip_sample=False)

@@ -8,7 +8,18 @@ from minisd.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscre
 from minisd.schedulers.heun import HeunDiscreteScheduler
 from minisd.schedulers.pndm import PNDMScheduler
 
+SAMPLERS: dict[str, type[Scheduler]] = {  # the short names of the command line
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler-ancestral": EulerAncestralDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "dpm-solver++": DPMSolverMultistepScheduler,
+}
+
 __all__ = [
+    "SAMPLERS",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",

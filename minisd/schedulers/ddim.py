@@ -34,6 +34,8 @@ class DDIMScheduler(Scheduler):
 
         `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
         """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 (no noise) and 1 (DDPM's), got {eta}")
         t = self.check_step(t)
         prev_t = t - self.num_train_timesteps // self.num_inference_steps
         alpha_bar = self.alphas_cumprod[t]
@@ -43,7 +45,8 @@ class DDIMScheduler(Scheduler):
         eps_pred = to_noise(self.prediction_type, prediction, x, alpha_bar)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         std = eta * variance.sqrt()  # DDIM eq. 16
-        direction = (1 - alpha_bar_prev - std**2).sqrt() * eps_pred  # towards x_t
+        left = (1 - alpha_bar_prev - std**2).clamp(min=0)  # rounding can take it below
+        direction = left.sqrt() * eps_pred  # towards x_t
         x_prev = alpha_bar_prev.sqrt() * x_start + direction  # DDIM eq. 12
         if eta > 0:
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -21,6 +21,7 @@ from minisd.cli import main
 from minisd.data.digits import uci_digits
 from minisd.pretrained import bundled
 from minisd.recipes import RECIPES, run
+from minisd.schedulers import SAMPLERS
 
 
 @pytest.fixture
@@ -138,12 +139,20 @@ def test_generate_writes_one_grid(command, tmp_path, model):
         assert same == (name == "b.png")
 
 
-def test_generate_takes_a_sampler_and_a_folder_to_be_made(command, tmp_path, model):
+def test_generate_writes_into_a_folder_to_be_made(command, tmp_path, model):
     out = tmp_path / "new" / "folder" / "grid.jpg"
-    arguments = ("generate", model, "-n", 2, "--steps", 3, "--sampler", "ddim", "--out", out)
-    status, stdout, _ = command(*arguments)
-    assert status == 0 and "3 steps of ddim" in stdout
+    assert command("generate", model, "-n", 2, "--steps", 3, "--out", out)[0] == 0
     assert Image.open(out).format == "JPEG"
+
+
+def test_generate_takes_every_sampler(command, tmp_path, model):
+    pictures = set()
+    for sampler in SAMPLERS:
+        arguments = ("-n", 2, "--steps", 4, "--sampler", sampler, "-o", "grid.png")
+        status, stdout, _ = command("generate", model, *arguments)
+        assert status == 0 and f"4 steps of {sampler}" in stdout
+        pictures.add((tmp_path / "grid.png").read_bytes())
+    assert len(pictures) == len(SAMPLERS)
 
 
 def test_evaluate_scores_a_model_that_draws(command, model, judge, few_digits):
