@@ -7,6 +7,14 @@ from minisd.compat import declare_torchvision_operators
 
 declare_torchvision_operators()  # before anything imports torchvision
 
+from minisd.clip import (  # noqa: E402
+    CLIP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    VisionTransformer,
+)
 from minisd.exercises import check  # noqa: E402
 from minisd.schedulers import (  # noqa: E402
     DDIMScheduler,
@@ -20,6 +28,11 @@ from minisd.schedulers import (  # noqa: E402
 from minisd.unet import UNet, UNetConfig  # noqa: E402
 
 __all__ = [
+    "CLIP",
+    "CLIPConfig",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPVisionConfig",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
@@ -29,5 +42,6 @@ __all__ = [
     "PNDMScheduler",
     "UNet",
     "UNetConfig",
+    "VisionTransformer",
     "check",
 ]
