@@ -25,6 +25,7 @@ from minisd.schedulers import (  # noqa: E402
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
+from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
 from minisd.unet import UNet, UNetConfig  # noqa: E402
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "PNDMScheduler",
+    "Tokenizer",
+    "TokenizerConfig",
     "UNet",
     "UNetConfig",
     "VisionTransformer",

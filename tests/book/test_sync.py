@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "clip", "pipeline"]
+CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "pipeline"]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.CLIP": "chapter 7 builds it",
     "minisd.clip.CLIPConfig": "chapter 7 builds it",
@@ -35,6 +35,13 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.sigma.SigmaScheduler": "chapter 5 derives it",
     "minisd.schedulers.sigma.karras_sigmas": "chapter 5 derives it",
     "minisd.schedules.rescale_zero_terminal_snr": "chapter 5 derives it",
+    "minisd.tokenizer.Tokenizer": "chapter 6 builds it",
+    "minisd.tokenizer.TokenizerConfig": "chapter 6 builds it",
+    "minisd.tokenizer.byte_characters": "chapter 6 builds it",
+    "minisd.tokenizer.check_text": "refuses what is not text",
+    "minisd.tokenizer.clip_settings": "reads a file of transformers",
+    "minisd.tokenizer.joined": "chapter 6 builds it",
+    "minisd.tokenizer.merge_pair": "chapter 6 builds it",
 }
 
 
