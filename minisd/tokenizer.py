@@ -89,9 +89,10 @@ class TokenizerConfig:
         return [character + suffix for suffix in suffixes for character in BYTES.values()]
 
     def normalise(self, text: str) -> str:
-        """Return the text as the tokens see it; lowered letter by letter: a sigma is a sigma."""
+        """Return the text as the tokens see it."""
         if not self.do_lower_case:
             return text
+        # Letter by letter: at the end of a word Python would turn a capital sigma into another one.
         return "".join(letter.lower() for letter in unicodedata.normalize("NFC", text))
 
     def words(self, text: str) -> list[str]:

@@ -271,6 +271,7 @@ def clip_text_config_to_transformers(config: "CLIPTextConfig") -> dict[str, Any]
         "intermediate_size": 4 * config.dim,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
+        "bos_token_id": None,  # no part of the network; transformers' default may be out of range
         "eos_token_id": config.eos_token_id,
     }
 

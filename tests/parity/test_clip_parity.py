@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minisd import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, VisionTransformer
+from minisd import (
+    CLIP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    VisionTransformer,
+)
 from minisd.clip import EncoderBlock
 from minisd.weights import clip_text_config_from_transformers, clip_text_config_to_transformers
 
@@ -286,7 +293,8 @@ def test_stable_diffusion_config_is_read_and_written():
     assert CLIPTextConfig(**clip_text_config_from_transformers(SD15_CONFIG)) == CLIPTextConfig.SD15
     written = clip_text_config_to_transformers(CLIPTextConfig.SD15)
     differing = {key for key in written if written[key] != SD15_CONFIG[key]}
-    assert differing == {"eos_token_id"}  # 2 there, by an old slip; the end token is 49407
+    # There the end is 2, an old slip for 49407; the start, unused, is 0.
+    assert differing == {"bos_token_id", "eos_token_id"}
 
 
 @pytest.mark.slow
@@ -311,41 +319,50 @@ def test_full_size_agrees(generator):
 # The tower that looks.
 
 
+VISION_NAMES = {  # minisd -> transformers
+    "patch_embedding": "embeddings.patch_embedding",
+    "class_embedding": "embeddings.class_embedding",
+    "position_embedding": "embeddings.position_embedding",
+    "norm_in": "pre_layrnorm",
+    "norm_out": "post_layernorm",
+    "blocks": "encoder.layers",
+    "norm_1": "layer_norm1",
+    "norm_2": "layer_norm2",
+    "attention.to_q": "self_attn.q_proj",
+    "attention.to_k": "self_attn.k_proj",
+    "attention.to_v": "self_attn.v_proj",
+    "attention.to_out": "self_attn.out_proj",
+    "feed_forward.0": "mlp.fc1",
+    "feed_forward.2": "mlp.fc2",
+}
+
+
+def vision_settings(config):
+    return dict(
+        hidden_size=config.dim,
+        intermediate_size=4 * config.dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_channels=config.in_channels,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+    )
+
+
+def vision_tensors(model):
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in VISION_NAMES.items():
+            key = key.replace(ours, theirs)
+        tensors[key] = tensor
+    return tensors
+
+
 def looking_pair(config, generator):
     ours = randomise(VisionTransformer(config), generator).eval()
-    theirs = transformers.CLIPVisionModel(
-        transformers.CLIPVisionConfig(
-            hidden_size=config.dim,
-            intermediate_size=4 * config.dim,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_channels=config.in_channels,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-        )
-    ).eval()
-    renamed = {
-        "patch_embedding": "embeddings.patch_embedding",
-        "class_embedding": "embeddings.class_embedding",
-        "position_embedding": "embeddings.position_embedding",
-        "norm_in": "pre_layrnorm",
-        "norm_out": "post_layernorm",
-        "blocks": "encoder.layers",
-        "norm_1": "layer_norm1",
-        "norm_2": "layer_norm2",
-        "attention.to_q": "self_attn.q_proj",
-        "attention.to_k": "self_attn.k_proj",
-        "attention.to_v": "self_attn.v_proj",
-        "attention.to_out": "self_attn.out_proj",
-        "feed_forward.0": "mlp.fc1",
-        "feed_forward.2": "mlp.fc2",
-    }
-    tensors = {}
-    for key, tensor in ours.state_dict().items():
-        for mine, other in renamed.items():
-            key = key.replace(mine, other)
-        tensors[key] = tensor
-    theirs.load_state_dict(tensors)
+    settings = transformers.CLIPVisionConfig(**vision_settings(config))
+    theirs = transformers.CLIPVisionModel(settings).eval()
+    theirs.load_state_dict(vision_tensors(ours))
     return ours, theirs
 
 
@@ -391,3 +408,40 @@ def test_a_fault_planted_in_vision_is_seen(plant, generator):
     assert seen_difference(ours, theirs, images) <= TOLERANCE
     plant(ours)
     assert seen_difference(ours, theirs, images) > TOLERANCE
+
+
+# Both towers.
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.6, 4.6])
+@torch.no_grad()
+def test_the_whole_agrees(scale, generator):
+    config = CLIPConfig(TEXTS[0], IMAGES[1], embed_dim=8)
+    ours = randomise(CLIP(config), generator).eval()
+    ours.logit_scale.fill_(scale)
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=clip_text_config_to_transformers(config.text),
+            vision_config=vision_settings(config.vision),
+            projection_dim=config.embed_dim,
+        )
+    ).eval()
+    names = ours.text_model.diffusers_names()
+    tensors = {names[key]: tensor for key, tensor in ours.text_model.state_dict().items()}
+    looking = vision_tensors(ours.vision_model)
+    tensors |= {f"vision_model.{key}": tensor for key, tensor in looking.items()}
+    tensors["text_projection.weight"] = ours.text_projection.weight
+    tensors["visual_projection.weight"] = ours.image_projection.weight
+    tensors["logit_scale"] = ours.logit_scale
+    theirs.load_state_dict(tensors)
+
+    images = torch.randn(3, 1, 12, 12, generator=generator)
+    ids = texts(config.text, 4, 9, generator)
+    expected = theirs(input_ids=ids, pixel_values=images)
+    scaled = TOLERANCE * max(1, ours.logit_scale.exp().item())  # logits are that much larger
+    assert (ours(images, ids) - expected.logits_per_image).abs().max() <= scaled
+    for mine, other in (
+        (ours.encode_image(images), expected.image_embeds),
+        (ours.encode_text(ids), expected.text_embeds),
+    ):
+        assert (mine - other).abs().max() <= TOLERANCE
