@@ -7,6 +7,14 @@ from minisd.compat import declare_torchvision_operators
 
 declare_torchvision_operators()  # before anything imports torchvision
 
+from minisd.clip import (  # noqa: E402
+    CLIP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    VisionTransformer,
+)
 from minisd.exercises import check  # noqa: E402
 from minisd.schedulers import (  # noqa: E402
     DDIMScheduler,
@@ -17,9 +25,15 @@ from minisd.schedulers import (  # noqa: E402
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
+from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
 from minisd.unet import UNet, UNetConfig  # noqa: E402
 
 __all__ = [
+    "CLIP",
+    "CLIPConfig",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPVisionConfig",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
@@ -27,7 +41,10 @@ __all__ = [
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "PNDMScheduler",
+    "Tokenizer",
+    "TokenizerConfig",
     "UNet",
     "UNetConfig",
+    "VisionTransformer",
     "check",
 ]

@@ -80,16 +80,23 @@ class Attention(nn.Module):
     """Multi-head attention: softmax(q k^T / sqrt(head_dim)) v. Vaswani et al. 2017, eq. 1.
 
     x (b,n,dim) asks; context (b,m,context_dim) answers; returns (b,n,dim). Without a context, x
-    answers itself. Raises ValueError if `dim` is not divisible by `num_heads`.
+    answers itself. If `causal`, no position sees a later one. Raises ValueError if `dim` is not
+    divisible by `num_heads`.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False
+        self,
+        dim: int,
+        num_heads: int,
+        context_dim: int | None = None,
+        qkv_bias: bool = False,
+        causal: bool = False,
     ):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{dim} channels cannot be split evenly over {num_heads} heads")
         self.num_heads = num_heads
+        self.causal = causal
         self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=qkv_bias)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=qkv_bias)
@@ -101,7 +108,7 @@ class Attention(nn.Module):
             rearrange(tokens, "b n (h d) -> b h n d", h=self.num_heads)
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = F.scaled_dot_product_attention(q, k, v)  # (b,h,n,d)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (b,h,n,d)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 

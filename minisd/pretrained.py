@@ -64,7 +64,7 @@ def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("
 
 
 def build_config(config_class: type, values: dict[str, Any], source: str | Path) -> Any:
-    """Return `config_class(**values)`; an unknown field raises ValueError that names it."""
+    """Return `config_class(**values)`; what does not fit raises ValueError that names `source`."""
     known = {field.name for field in fields(config_class)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -74,7 +74,7 @@ def build_config(config_class: type, values: dict[str, Any], source: str | Path)
         )
     try:
         return config_class(**values)
-    except TypeError as error:  # a number where a list belongs, say
+    except (TypeError, ValueError) as error:  # a number where a list belongs, say
         raise ValueError(f"{source}: {error}") from error
 
 
@@ -118,10 +118,12 @@ class Pretrained:
         if not isinstance(raw, dict):
             raise ValueError(f"{folder / 'config.json'} must hold one JSON object")
 
-        is_foreign = "_class_name" in raw
+        # diffusers names its class, transformers a list of one; minisd's own files neither
+        class_name = raw.get("_class_name") or (raw.get("architectures") or [None])[0]
+        is_foreign = class_name is not None
         if is_foreign:
-            if foreign is None or raw["_class_name"] not in foreign.class_names:
-                raise ValueError(f"{folder} holds a {raw['_class_name']}, not a {cls.__name__}")
+            if foreign is None or class_name not in foreign.class_names:
+                raise ValueError(f"{folder} holds a {class_name}, not a {cls.__name__}")
             raw = foreign.read_config(raw)
         config = build_config(cls.config_class, raw, folder / "config.json")
         path = folder / (foreign_file if is_foreign else WEIGHTS)
@@ -131,7 +133,9 @@ class Pretrained:
             model = cls(config)
         if is_foreign:
             names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
-            tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
+            current = {foreign.current_name(key): tensor for key, tensor in tensors.items()}
+            current.pop(None, None)
+            tensors = {names.get(key, key): tensor for key, tensor in current.items()}
         tensors = {key: tensor.to(torch_dtype) for key, tensor in tensors.items()}
         check_fit(model, tensors, path)
         model.load_state_dict(tensors, assign=True)
@@ -158,7 +162,8 @@ class Pretrained:
             file = self.diffusers_format.file
         folder = writable_folder(folder)
         with replacing(folder / file) as temporary:
-            save_file({k: t.contiguous() for k, t in tensors.items()}, temporary)
+            tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(tensors, temporary, metadata={"format": "pt"})  # transformers asks for it
         write_json(folder / "config.json", config)
 
     def diffusers_names(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from minisd.clip import contrastive_loss
 from minisd.files import replacing
 from minisd.pretrained import read_tensors
 from minisd.schedulers import Scheduler
@@ -51,6 +52,15 @@ def diffusion_loss(scheduler: Scheduler, probabilities: Tensor | None = None) ->
         return F.mse_loss(prediction, scheduler.target(x_start, noise, t))  # DDPM eq. 14
 
     return loss
+
+
+def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
+    """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
+
+    Nothing in it is drawn at random.
+    """
+    images, ids = batch
+    return contrastive_loss(model(images, ids))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Chapter "Growing up": the names of the same tensors in minisd and in diffusers.
+"""Chapter "Growing up": the names of the same tensors in minisd and in diffusers' folders.
 
 Every tensor has the same shape in both, so a renaming is all it takes to load the weights of
-Stable Diffusion v1.5 into minisd's classes, and to give minisd's weights to diffusers.
+Stable Diffusion v1.5 into minisd's classes, and to give minisd's weights to diffusers and to
+transformers, whose CLIP reads the prompt there.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,18 +10,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minisd.clip import CLIPTextConfig
     from minisd.unet import UNetConfig
 
 
 @dataclass(frozen=True)
 class DiffusersFormat:
-    """How diffusers stores one kind of model: class names, file, config and tensor names."""
+    """How diffusers stores one kind of model: class names, file, config and tensor names.
+
+    `current_name` turns a name that other versions wrote into that of `key_map`, or into None for
+    a tensor that is no weight.
+    """
 
     class_names: tuple[str, ...]
     file: str
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
     key_map: Callable[[Any, Iterable[str]], dict[str, str]]
+    current_name: Callable[[str], str | None] = str
 
 
 _RENAMED = {  # inside a block: minisd -> diffusers, longest first where one contains another
@@ -195,4 +202,85 @@ UNET_FORMAT = DiffusersFormat(
     read_config=unet_config_from_diffusers,
     write_config=unet_config_to_diffusers,
     key_map=unet_key_map,
+)
+
+
+_CLIP_RENAMED = {  # minisd -> transformers
+    "token_embedding.": "embeddings.token_embedding.",
+    "position_embedding.": "embeddings.position_embedding.",
+    "blocks.": "encoder.layers.",
+    "norm_1.": "layer_norm1.",
+    "norm_2.": "layer_norm2.",
+    "attention.to_": "self_attn.",
+    "self_attn.q.": "self_attn.q_proj.",
+    "self_attn.k.": "self_attn.k_proj.",
+    "self_attn.v.": "self_attn.v_proj.",
+    "self_attn.out.": "self_attn.out_proj.",
+    "feed_forward.0.": "mlp.fc1.",
+    "feed_forward.2.": "mlp.fc2.",
+    "norm_out.": "final_layer_norm.",
+}
+_CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
+
+
+def clip_text_key_map(config: "CLIPTextConfig", keys: Iterable[str]) -> dict[str, str]:
+    """Map each of the text transformer's tensor names to the one in transformers' files."""
+    mapping = {}
+    for key in keys:
+        name = key
+        for ours, theirs in _CLIP_RENAMED.items():
+            name = name.replace(ours, theirs)
+        mapping[key] = f"text_model.{name}"
+    return mapping
+
+
+def clip_text_current_name(name: str) -> str | None:
+    """Drop `position_ids` (0, 1, 2 ...) of old files; add the prefix that transformers 5 drops."""
+    name = f"text_model.{name.removeprefix('text_model.')}"
+    return None if name.endswith(".position_ids") else name
+
+
+def clip_text_config_from_transformers(raw: dict[str, Any]) -> dict[str, Any]:
+    """Turn the config.json of transformers' CLIPTextModel into CLIPTextConfig's.
+
+    Raises ValueError for settings that minisd's text transformer does not have.
+    """
+    width = raw["hidden_size"]
+    for name, value in (_CLIP_FIXED | {"intermediate_size": 4 * width}).items():
+        if raw.get(name, value) != value:
+            raise ValueError(f"{name}={raw[name]!r} is not supported: minisd has {value!r}")
+    end = raw.get("eos_token_id", 2)
+    return {
+        "vocab_size": raw["vocab_size"],
+        "max_length": raw["max_position_embeddings"],
+        "dim": width,
+        "num_layers": raw["num_hidden_layers"],
+        "num_heads": raw["num_attention_heads"],
+        "eos_token_id": raw["vocab_size"] - 1 if end == 2 else end,  # 2: an old slip, not the end
+    }
+
+
+def clip_text_config_to_transformers(config: "CLIPTextConfig") -> dict[str, Any]:
+    """Turn a CLIPTextConfig into the config.json of transformers' CLIPTextModel."""
+    return _CLIP_FIXED | {
+        "architectures": list(CLIP_TEXT_FORMAT.class_names),
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "hidden_size": config.dim,
+        "intermediate_size": 4 * config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "bos_token_id": None,  # no part of the network; transformers' default may be out of range
+        "eos_token_id": config.eos_token_id,
+    }
+
+
+CLIP_TEXT_FORMAT = DiffusersFormat(
+    class_names=("CLIPTextModel",),
+    file="model.safetensors",
+    read_config=clip_text_config_from_transformers,
+    write_config=clip_text_config_to_transformers,
+    key_map=clip_text_key_map,
+    current_name=clip_text_current_name,
 )

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from minisd.files import read_json, replacing, writable_folder, write_json
+from minisd.files import read_json, read_text, replacing, writable_folder, write_json
 
 
 def test_replacing_puts_the_whole_file_in_place(tmp_path):
@@ -60,6 +60,20 @@ def test_read_json_names_the_broken_file(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.json"):
         read_json(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_read_text_names_the_broken_file(tmp_path, content):
+    path = tmp_path / "broken.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.txt"):
+        read_text(path)
+
+
+def test_read_text_reads_every_letter(tmp_path):
+    (tmp_path / "a.txt").write_bytes("é日😀\n".encode())
+    assert read_text(tmp_path / "a.txt") == "é日😀\n"
 
 
 def test_writable_folder_is_made_with_its_parents(tmp_path):

@@ -10,8 +10,18 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "pipeline"]
+CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "pipeline"]
 PLUMBING = {  # public names that no chapter shows in full, and why
+    "minisd.clip.CLIP": "chapter 7 builds it",
+    "minisd.clip.CLIPConfig": "chapter 7 builds it",
+    "minisd.clip.CLIPTextConfig": "chapter 6 builds it",
+    "minisd.clip.CLIPTextModel": "chapter 6 builds it",
+    "minisd.clip.CLIPVisionConfig": "chapter 7 builds it",
+    "minisd.clip.EncoderBlock": "chapter 6 builds it",
+    "minisd.clip.QuickGELU": "chapter 6 builds it",
+    "minisd.clip.VisionTransformer": "chapter 7 builds it",
+    "minisd.clip.check_sizes": "refuses sizes that do not fit",
+    "minisd.clip.contrastive_loss": "chapter 7 builds it",
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
@@ -25,6 +35,13 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.sigma.SigmaScheduler": "chapter 5 derives it",
     "minisd.schedulers.sigma.karras_sigmas": "chapter 5 derives it",
     "minisd.schedules.rescale_zero_terminal_snr": "chapter 5 derives it",
+    "minisd.tokenizer.Tokenizer": "chapter 6 builds it",
+    "minisd.tokenizer.TokenizerConfig": "chapter 6 builds it",
+    "minisd.tokenizer.byte_characters": "chapter 6 builds it",
+    "minisd.tokenizer.check_text": "refuses what is not text",
+    "minisd.tokenizer.clip_settings": "reads a file of transformers",
+    "minisd.tokenizer.joined": "chapter 6 builds it",
+    "minisd.tokenizer.merge_pair": "chapter 6 builds it",
 }
 
 
