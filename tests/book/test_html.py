@@ -385,6 +385,29 @@ def test_players_show_one_frame_at_a_time(html, site, browser, scheme):
         assert wrong == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_explorer_draws_what_its_sliders_say(html, site, browser, scheme):
+    names = [n for n in pages(html) if "minisd-explorer" in (html / n).read_text(encoding="utf-8")]
+    assert names
+    for name in names:
+        page, wrong = opened(browser, site + name, site, scheme)
+        for explorer in page.locator("figure.minisd-explorer").all():
+            drawings = set()
+            sliders = explorer.locator("input").all()
+            for slider in sliders:
+                last = int(slider.get_attribute("max"))
+                for value in (0, last):
+                    slider.fill(str(value))
+                    drawings.add(explorer.locator("svg").inner_html())
+                    calls = int(re.search(r"\((\d+) calls", explorer.inner_text()).group(1))
+                    line = explorer.locator("polyline").first.get_attribute("points")
+                    assert len(line.split()) == calls + 1
+            assert len(drawings) >= 4  # three sliders, and each changes the picture
+        page.close()
+        assert wrong == []
+
+
 FAULTS = {  # what is planted, and what is said about it
     '<script src="https://cdn.example.org/a.js"></script>': "asked for https://cdn.example.org/a",
     '<script src="missing.js"></script>': "404 for",
