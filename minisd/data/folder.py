@@ -95,7 +95,7 @@ def parse_csv(path: Path, text: str) -> list[tuple[int, dict]]:
             raise ValueError(f"{path} lacks the columns {' and '.join(missing)}")
         return [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+        raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from None
 
 
 def read_image(path: Path, size: int) -> Tensor:

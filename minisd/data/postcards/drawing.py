@@ -126,7 +126,7 @@ def paint_subject(canvas: Canvas) -> None:
         for part in canvas.where(canvas.has("subject", name)):
             x, y, scale = standing(part)
             if name == "balloon":
-                y = part.vary("float", 0.36, 0.44)
+                y, scale = part.horizon + part.vary("float", 0.04, 0.1), 0.88 * scale
             main = part.pick(COLOURS, "colour")
             jitter = torch.cat([part.vary(f"tint {c}", -0.04, 0.04) for c in "rgb"], dim=1)
             paint_shapes(part, name, "subject", (main + jitter).clamp(0, 1), x, y, scale)

@@ -31,13 +31,13 @@ def temple(u: Tensor, v: Tensor, vary: Vary) -> Shapes:
 
 def house(u: Tensor, v: Tensor, vary: Vary) -> Shapes:
     """Yield walls, a gabled roof and its chimney, a door and two windows."""
-    yield block(u - 0.25, v, 0.6, 0.95, 0.06), "wood"
-    wall = block(u, v, 0, 0.56, 0.42)
+    yield block(u - 0.25, v, 0.6, 1.02, 0.06), "wood"
+    wall = block(u, v, 0, 0.62, 0.44)
     yield wall, "main"
     yield both(wall, 0.2 - u), "shade"
-    yield block(u, v, 0.52, vary("roof", 0.86, 1.0), 0.54, 0.05), "roof"
-    yield block(u, v, 0, 0.32, 0.085), "wood"
-    window = block(u.abs() - 0.26, v, 0.2, 0.38, 0.08)
+    yield block(u, v, 0.6, vary("roof", 0.88, 1.0), 0.53, 0.12), "roof"
+    yield block(u, v, 0, 0.32, 0.08), "wood"
+    window = block(u.abs() - 0.27, v, 0.24, 0.4, 0.07)
     yield window - 0.025, "cream"
     yield window, "glow"
 
@@ -66,9 +66,10 @@ def lighthouse(u: Tensor, v: Tensor, vary: Vary) -> Shapes:
     """Yield a tapering tower with two pale bands, a gallery and a lamp."""
     tower = block(u, v, 0, 0.74, 0.2, 0.12)
     yield tower, "main"
-    yield both(tower, (v - 0.2).abs() - 0.05), "cream"
-    yield both(tower, (v - 0.52).abs() - 0.05), "cream"
-    yield both(tower, 0.07 - u), "dim"
+    yield both(tower, 0.06 - u), "shade"
+    bands = both(tower, union((v - 0.24).abs(), (v - 0.54).abs()) - 0.045)
+    yield bands, "cream"
+    yield both(bands, 0.06 - u), "dim"
     yield block(u, v, 0.74, 0.9, 0.085), "lamp"
     yield block(u, v, 0.72, 0.77, 0.17), "dark"
     yield block(u, v, 0.88, 1.02, 0.13, 0.02), "roof"
