@@ -338,19 +338,16 @@ def test_the_subject_is_at_its_place_and_of_its_size(world):
 
 
 def test_the_subject_has_its_colour(world):
-    """The middle colour of its pixels is nearest to the one it is named after, in that light."""
+    """Most of its pixels are nearest to the colour it is named after, in the light of the sky."""
     scenes, images, label = world
-    right = []
+    wrong = []
     for scene, image, where in zip(scenes, images, label, strict=True):
-        sky = ATTRIBUTES["sky"].index(scene.sky)
-        middle = (image[:, where == LABELS["subject"]] + 1).median(dim=1).values / 2
-        table = (COLOURS * LIGHT[sky]).flatten(1)
-        shades = torch.stack([table, 0.76 * table])
-        nearest = (shades - middle).square().sum(-1).amin(0).argmin()
-        right.append(ATTRIBUTES["colour"][nearest] == scene.colour)
-    by_sky = torch.tensor(right).float()
-    for sky in range(4):
-        assert by_sky[scenes.sky == sky].mean() > 0.99, ATTRIBUTES["sky"][sky]
+        pixels = (image[:, where == LABELS["subject"]].T + 1) / 2
+        six = (COLOURS * LIGHT[ATTRIBUTES["sky"].index(scene.sky)]).flatten(1)
+        nearest = torch.cdist(pixels, torch.cat([six, 0.76 * six])).argmin(1) % 6  # lit or shaded
+        if ATTRIBUTES["colour"][nearest.mode().values] != scene.colour:
+            wrong.append(scene)
+    assert len(wrong) < 0.005 * len(scenes), wrong
 
 
 def test_boats_are_on_water_and_balloons_in_the_sky():

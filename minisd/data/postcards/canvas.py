@@ -55,12 +55,12 @@ class Canvas:
     def at(self, rows: Tensor) -> Iterator["Canvas"]:
         """Give the pictures of these indices to paint on, if there are any, and take them back."""
         if len(rows):
-            label = None if self.label is None else self.label[rows]
-            part = Canvas(self.scenes[rows], self.image[rows], label)
+            label = None if self.label is None else self.label.index_select(0, rows)
+            part = Canvas(self.scenes[rows], self.image.index_select(0, rows), label)
             yield part
-            self.image[rows] = part.image
+            self.image.index_copy_(0, rows, part.image)
             if label is not None:
-                self.label[rows] = label
+                self.label.index_copy_(0, rows, label)
 
     def paint(
         self,
@@ -94,7 +94,9 @@ class Canvas:
         i, j = x.long(), y.long()
         width = int(columns * (1 + slant)) + 1
         cells = mix(self.scenes.seed.view(-1, 1) ^ crc32(name.encode()), torch.arange(width * rows))
-        index = (j * width + i).expand(1, 1, self.size, self.size)[0, 0]
-        px = (0.15 + 0.7 / 65536 * (cells & 0xFFFF))[:, index].unsqueeze(1)
-        py = (0.15 + 0.7 / 65536 * (cells >> 16))[:, index].unsqueeze(1)
+        index = (j * width + i).expand(1, 1, self.size, self.size).flatten()
+        px, py = (
+            (0.15 + 0.7 / 65536 * place).index_select(1, index).view(-1, 1, self.size, self.size)
+            for place in (cells & 0xFFFF, cells >> 16)
+        )
         return ellipse((x - i - px) / columns, (y - j - py) / rows, a, b)
