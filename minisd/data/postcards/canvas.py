@@ -96,7 +96,8 @@ class Canvas:
         cells = mix(self.scenes.seed.view(-1, 1) ^ crc32(name.encode()), torch.arange(width * rows))
         index = (j * width + i).expand(1, 1, self.size, self.size).flatten()
         px, py = (
-            (0.15 + 0.7 / 65536 * place).index_select(1, index).view(-1, 1, self.size, self.size)
-            for place in (cells & 0xFFFF, cells >> 16)
-        )
+            (edge + (1 - 2 * edge) / 65536 * part).index_select(1, index)
+            for part, edge in ((cells & 0xFFFF, a * columns), (cells >> 16, b * rows))
+        )  # far enough from the edge of its cell to stay whole
+        px, py = px.view(-1, 1, self.size, self.size), py.view(-1, 1, self.size, self.size)
         return ellipse((x - i - px) / columns, (y - j - py) / rows, a, b)

@@ -96,7 +96,7 @@ def paint_lightning(canvas: Canvas) -> None:
 
 
 def paint_ground(canvas: Canvas) -> None:
-    """Raise hills, dunes or mountains, before them the plain; or the sea."""
+    """Raise hills, dunes or mountains behind a plain, or spread the sea with light on its waves."""
     table = torch.stack(list(GROUND.values()))
     hue = canvas.vary("hue", -0.03, 0.03) * torch.tensor([1.0, 0.2, -1.0]).view(3, 1, 1)
     colour = (table[canvas.scenes.sky, canvas.scenes.ground] + hue).clamp(0, 1)
@@ -115,15 +115,16 @@ def paint_ground(canvas: Canvas) -> None:
     for part in canvas.where(land):
         tufts = both(part.dots("tufts", 9, 16, 0.014, 0.008), part.y - part.horizon + 0.04)
         part.paint(tufts, 0.82 * colour[land.flatten()], opacity=0.5)
+    for part in canvas.where(~land):
+        waves = both(part.dots("waves", 6, 20, 0.05, 0.006), part.y - part.horizon + 0.01)
+        part.paint(waves, part.pick(SKY_BOTTOM, "sky"), opacity=0.6)
 
 
 def paint_water(canvas: Canvas, shore: Tensor) -> None:
-    """Mirror what is above the shore (n,1,1,1) in the sea below it, and set lights on the waves."""
+    """Mirror what is above the shore (n,1,1,1) in the sea below it."""
     row = ((1 - 2 * shore + canvas.y) * canvas.size - 0.5).round().long()
     row = row.clamp(0, canvas.size - 1).expand(-1, 3, -1, canvas.size)
     canvas.paint(canvas.y - shore, canvas.image.gather(2, row), opacity=0.45)
-    waves = both(canvas.dots("waves", 6, 20, 0.05, 0.006), canvas.y - canvas.horizon + 0.01)
-    canvas.paint(waves, canvas.pick(SKY_BOTTOM, "sky"), opacity=0.4)
 
 
 def paint_weather(canvas: Canvas) -> None:
