@@ -1,0 +1,23 @@
+"""Chapter 7: the captioned world, tiny postcards drawn by code.
+
+A Scene is a description; `render`, `caption` and `masks` say it as a picture, a sentence and a map.
+"""
+
+from minisd.data.postcards.canvas import LAYERS
+from minisd.data.postcards.captions import caption
+from minisd.data.postcards.dataset import CLASSES, Postcards
+from minisd.data.postcards.drawing import draw, masks, render
+from minisd.data.postcards.scenes import (
+    ATTRIBUTES,
+    JUDGED,
+    Scene,
+    Scenes,
+    combinations,
+    draw_scenes,
+    is_held_out,
+)
+
+__all__ = [
+    "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "Scene", "Scenes", "caption",
+    "combinations", "draw", "draw_scenes", "is_held_out", "masks", "render",
+]  # fmt: skip

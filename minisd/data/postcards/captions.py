@@ -1,0 +1,139 @@
+"""Chapter 6: a scene becomes a sentence; what it names is true, and often it does not name all."""
+
+import torch
+
+from minisd.data.postcards.scenes import Scene
+
+NOUNS = {
+    "temple": ("temple", "shrine"),
+    "house": ("house", "cottage"),
+    "castle": ("castle", "fortress"),
+    "lighthouse": ("lighthouse",),
+    "tent": ("tent",),
+    "windmill": ("windmill", "mill"),
+    "rocket": ("rocket", "spaceship"),
+    "mushroom": ("mushroom", "toadstool"),
+    "boat": ("boat", "sailing boat"),
+    "balloon": ("balloon", "hot-air balloon"),
+    "pine tree": ("pine tree", "pine"),
+    "palm tree": ("palm tree", "palm"),
+}
+SIZES = {"small": ("small", "little"), "medium": ("",), "large": ("large", "big")}
+GROUNDS = {
+    "grass": ("on the grass", "in a meadow"),
+    "sand": ("on the sand", "in the desert"),
+    "snow": ("in the snow", "on snowy ground"),
+    "sea": ("by the sea", "on an island"),
+}
+AFLOAT = ("on the sea", "on the water")  # a boat
+ABOVE = {  # a balloon, and the sky itself
+    "grass": ("above the grass", "over a meadow"),
+    "sand": ("above the sand", "over the desert"),
+    "snow": ("above the snow", "over snowy ground"),
+    "sea": ("above the sea", "over the water"),
+}
+SKIES = {
+    "day": ("by day", "in daylight", "under a blue sky"),
+    "sunset": ("at sunset", "at dusk", "under a sunset sky"),
+    "night": ("at night", "under the stars", "under a night sky"),
+    "storm": ("in a storm", "in stormy weather", "under a stormy sky"),
+}
+SCENERY = {  # a caption without a subject
+    "day": ("a bright day",),
+    "sunset": ("a sunset", "dusk"),
+    "night": ("a night", "a starry night"),
+    "storm": ("a storm", "stormy weather"),
+}
+PLACES = {
+    "left": ("on the left", "on the left side"),
+    "middle": ("in the middle", "in the centre"),
+    "right": ("on the right", "on the right side"),
+}
+COMPANIONS = {
+    "sun": ("the sun",),
+    "moon": ("the moon",),
+    "birds": ("birds", "three birds"),
+    "clouds": ("clouds", "two clouds"),
+    "lightning": ("lightning", "a flash of lightning"),
+}
+TREES = ("", "a tree", "two trees", "three trees")
+FRAMES = ("", "", "", "a picture of ", "a postcard of ")
+
+
+class Choices:
+    """Reads a large integer as a row of choices, each out of as many as there are."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __call__(self, options: tuple[str, ...]) -> str:
+        self.number, choice = divmod(self.number, len(options))
+        return options[choice]
+
+    def chance(self, n: int) -> bool:
+        """Say yes in one of n cases."""
+        self.number, choice = divmod(self.number, n)
+        return choice == 0
+
+
+def caption(scene: Scene, generator: torch.Generator | None = None, full: bool = False) -> str:
+    """Describe a scene in lower-case English.
+
+    Without a generator, the canonical caption: "a red temple by the sea at sunset, on the left".
+    With one, synonyms, orders and companions vary, and half the captions leave things out; with
+    `full` as well, subject, colour, sky, ground and place are always named.
+    """
+    if generator is None:
+        return canonical(scene)
+    return compose(scene, int(torch.randint(2**62, (), generator=generator)), full)
+
+
+def canonical(scene: Scene) -> str:
+    """Return the one full caption that every scene has, in the plainest words."""
+    ground, sky, place = grounds(scene)[0], SKIES[scene.sky][0], PLACES[scene.place][0]
+    return f"a {scene.colour} {scene.subject} {ground} {sky}, {place}"
+
+
+def grounds(scene: Scene) -> tuple[str, ...]:
+    """Return how to say where the subject stands, swims or floats."""
+    if scene.subject == "boat":
+        return AFLOAT
+    return (ABOVE if scene.subject == "balloon" else GROUNDS)[scene.ground]
+
+
+def compose(scene: Scene, number: int, full: bool = False) -> str:
+    """Return the caption that `number`, in [0, 2^62), picks among all true ones."""
+    pick = Choices(number)
+    everything = pick.chance(2) or full
+
+    def maybe(phrase: str) -> str:
+        return phrase if pick.chance(2) or everything else ""
+
+    if not everything and pick.chance(8):
+        return f"{pick(SCENERY[scene.sky])} {pick(ABOVE[scene.ground])}"
+    size = pick(SIZES[scene.scale]) if pick.chance(3) else ""
+    colour = scene.colour if everything or not pick.chance(4) else ""
+    noun = with_article(f"{size} {colour} {pick(NOUNS[scene.subject])}")
+    ground, sky = maybe(pick(grounds(scene))), maybe(pick(SKIES[scene.sky]))
+    place = maybe(pick(PLACES[scene.place]))
+    company = []
+    if scene.companion != "none" and pick.chance(3):
+        company.append(pick(COMPANIONS[scene.companion]))
+    if scene.trees and pick.chance(3):
+        company.append(TREES[scene.trees])
+    along = f"with {' and '.join(company)}" if company else ""
+    frame = pick(FRAMES)
+    orders = (
+        (f"{frame}{noun} {ground} {along} {sky}", place),
+        (f"{frame}{noun} {ground} {along}", place, sky),
+        (sky, f"{noun} {ground} {along}", place),
+        (place, f"{noun} {ground} {along} {sky}"),
+    )
+    parts = (" ".join(part.split()) for part in pick(orders))
+    return ", ".join(part for part in parts if part)
+
+
+def with_article(phrase: str) -> str:
+    """Put "a" or "an" before a phrase."""
+    phrase = " ".join(phrase.split())
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -1,0 +1,75 @@
+"""Chapter 7: the captioned world as a data set."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minisd.data.postcards.captions import canonical, compose
+from minisd.data.postcards.drawing import masks, render
+from minisd.data.postcards.scenes import ATTRIBUTES, JUDGED, Split, draw_scenes
+
+
+class Postcards(Dataset):
+    """Postcards with labels: items are pairs (image (3,size,size) in [-1,1], labels (5,) int64).
+
+    The labels are the indices of subject, colour, sky, ground and place in ATTRIBUTES. `captions`,
+    `full_captions`, `scenes` and `labels` are in the order of the items. Pictures are painted when
+    they are asked for, a batch at once. Item i is a function of split, seed and i: a longer data
+    set begins with the shorter one.
+
+    "train" and "test" share the combinations of subject, colour and sky, and no scene; "held_out"
+    has the other tenth of the combinations. Raises ValueError for an unknown split, n < 1, a size
+    below 8, or a seed outside [0, 2^32).
+    """
+
+    source = "postcards"
+
+    def __init__(self, split: Split = "train", n: int = 50_000, seed: int = 0, size: int = 64):
+        if n < 1 or size < 8:
+            raise ValueError(f"need n >= 1 and size >= 8, got n={n} and size={size}")
+        self.size = size
+        self.scenes = draw_scenes(split, torch.arange(n), seed)
+        self.labels = torch.stack([getattr(self.scenes, name) for name in JUDGED], dim=1)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return the items of a batch; a DataLoader calls this in place of `__getitem__`."""
+        return list(zip(self.images(indices), self.labels[indices], strict=True))
+
+    def images(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
+        """Return pictures (b,3,size,size) in [-1,1]."""
+        return render(self.scenes[indices], self.size)
+
+    def masks(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
+        """Return semantic maps (b,size,size) int64 with values of LAYERS."""
+        return masks(self.scenes[indices], self.size)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """One varied caption for each postcard; half of them leave things out."""
+        return [compose(*pair) for pair in zip(self.scenes, self._numbers, strict=True)]
+
+    @cached_property
+    def full_captions(self) -> list[str]:
+        """One varied caption for each postcard that names all five attributes."""
+        return [compose(*pair, full=True) for pair in zip(self.scenes, self._numbers, strict=True)]
+
+    @cached_property
+    def canonical_captions(self) -> list[str]:
+        """The plain full caption of each postcard."""
+        return [canonical(scene) for scene in self.scenes]
+
+    @property
+    def _numbers(self) -> list[int]:
+        high, low = (self.scenes.integer(f"caption {part}") for part in range(2))
+        return (high >> 1 << 31 | low >> 1).tolist()
+
+
+CLASSES = tuple((name, len(ATTRIBUTES[name])) for name in JUDGED)  # a judge's questions
