@@ -18,8 +18,10 @@ from minisd.schedulers import (  # noqa: E402
     PNDMScheduler,
 )
 from minisd.unet import UNet, UNetConfig  # noqa: E402
+from minisd.vae import AutoencoderKL, VAEConfig  # noqa: E402
 
 __all__ = [
+    "AutoencoderKL",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
@@ -29,5 +31,6 @@ __all__ = [
     "PNDMScheduler",
     "UNet",
     "UNetConfig",
+    "VAEConfig",
     "check",
 ]

@@ -131,6 +131,7 @@ class Pretrained:
             model = cls(config)
         if is_foreign:
             names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
+            tensors = foreign.upgrade(tensors)
             tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
         tensors = {key: tensor.to(torch_dtype) for key, tensor in tensors.items()}
         check_fit(model, tensors, path)
