@@ -144,7 +144,9 @@ def ssim(images_a: Tensor, images_b: Tensor) -> Tensor:
     check_pairs(images_a, images_b)
     if min(images_a.shape[2:]) < 11:
         raise ValueError(f"images must be at least 11 x 11, got {tuple(images_a.shape[2:])}")
-    a, b = images_a.flatten(0, 1)[:, None], images_b.flatten(0, 1)[:, None]  # (b c,1,h,w)
+    a, b = (  # intensities in [0,1], as in the paper, whose range is then 1: (b c,1,h,w)
+        (images.flatten(0, 1)[:, None] + 1) / 2 for images in (images_a, images_b)
+    )
     gauss = torch.exp(-0.5 * (torch.arange(-5, 6, device=a.device, dtype=a.dtype) / 1.5) ** 2)
     gauss = gauss / gauss.sum()
 
@@ -155,7 +157,7 @@ def ssim(images_a: Tensor, images_b: Tensor) -> Tensor:
     var_a = window_mean(a * a) - mean_a**2
     var_b = window_mean(b * b) - mean_b**2
     covariance = window_mean(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # eq. 7 and 9, with range 2
+    c1, c2 = 0.01**2, 0.03**2  # eq. 7 and the line after eq. 9
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return (luminance * structure).unflatten(0, images_a.shape[:2]).mean(dim=(1, 2, 3, 4))

@@ -192,6 +192,8 @@ class AutoencoderKL(Pretrained, nn.Module):
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1)
         self.post_quant_conv = nn.Conv2d(c, c, 1)
         self.decoder = Decoder(config)
+        with torch.no_grad():  # begin with little variance, or its noise drowns the first steps
+            self.quant_conv.bias[c:] -= 6
 
     def posterior(self, image: Tensor) -> DiagonalGaussian:
         """Return the distribution of the unscaled latents of image (b,in_channels,h,w)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "pipeline"]
+CORE = ["schedules", "layers", "unet", "schedulers", "vae", "pipeline"]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
@@ -25,6 +25,14 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.sigma.SigmaScheduler": "chapter 5 derives it",
     "minisd.schedulers.sigma.karras_sigmas": "chapter 5 derives it",
     "minisd.schedules.rescale_zero_terminal_snr": "chapter 5 derives it",
+    "minisd.vae.VAEConfig": "chapter 9 builds it",
+    "minisd.vae.make_resnet": "chapter 9 builds it",
+    "minisd.vae.make_middle": "chapter 9 builds it",
+    "minisd.vae.Encoder": "chapter 9 builds it",
+    "minisd.vae.Decoder": "chapter 9 builds it",
+    "minisd.vae.DiagonalGaussian": "chapter 9 builds it",
+    "minisd.vae.AutoencoderKL": "chapter 9 builds it",
+    "minisd.vae.measure_scaling_factor": "chapter 9 builds it",
 }
 
 
