@@ -27,8 +27,10 @@ from minisd.schedulers import (  # noqa: E402
 )
 from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
 from minisd.unet import UNet, UNetConfig  # noqa: E402
+from minisd.vae import AutoencoderKL, VAEConfig  # noqa: E402
 
 __all__ = [
+    "AutoencoderKL",
     "CLIP",
     "CLIPConfig",
     "CLIPTextConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "TokenizerConfig",
     "UNet",
     "UNetConfig",
+    "VAEConfig",
     "VisionTransformer",
     "check",
 ]

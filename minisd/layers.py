@@ -50,28 +50,30 @@ class ResnetBlock(nn.Module):
     """Two convolutions, the time embedding added between them, and a shortcut around both.
 
     x (b, in_channels, h, w), emb (b, emb_dim) -> (b, out_channels, h, w). Ho et al. 2020, app. B.
+    Without an `emb_dim` it takes no emb: the block of a network that knows no time.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        emb_dim: int,
+        emb_dim: int | None,
         norm_num_groups: int = 8,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
         self.norm_1 = nn.GroupNorm(norm_num_groups, in_channels, norm_eps)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_proj = nn.Linear(emb_dim, out_channels)
+        self.time_proj = nn.Linear(emb_dim, out_channels) if emb_dim else None
         self.norm_2 = nn.GroupNorm(norm_num_groups, out_channels, norm_eps)
         self.conv_2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.time_proj(F.silu(emb))[:, :, None, None]
+        if emb is not None:
+            h = h + self.time_proj(F.silu(emb))[:, :, None, None]
         h = self.conv_2(F.silu(self.norm_2(h)))
         return self.shortcut(x) + h
 
@@ -122,9 +124,11 @@ class NoAttention(nn.Module):
 class SelfAttention2d(nn.Module):
     """Let every position of x (b,c,h,w) look at every other; without words, `context` is unused."""
 
-    def __init__(self, channels: int, num_heads: int, norm_num_groups: int = 8):
+    def __init__(
+        self, channels: int, num_heads: int, norm_num_groups: int = 8, norm_eps: float = 1e-5
+    ):
         super().__init__()
-        self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-5)
+        self.norm = nn.GroupNorm(norm_num_groups, channels, norm_eps)
         self.attention = Attention(channels, num_heads, qkv_bias=True)
         zero(self.attention.to_out)
 

@@ -1,4 +1,4 @@
-"""Chapters 4 and 12: how good are the samples? Judges, Frechet distance, confidence intervals."""
+"""Chapters 4, 9 and 12: how good are the pictures? Judges, distances, confidence intervals."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -51,6 +51,15 @@ class Judge(Pretrained, nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.num_features, n) for name, n in config.classes}
         )
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps after every level, the largest first: (b,channels,h/2,w/2)..."""
+        maps, x, per_level = [], images, len(self.body) // len(self.config.channels)
+        for i, layer in enumerate(self.body, start=1):
+            x = layer(x)
+            if i % per_level == 0:
+                maps.append(x)
+        return maps
 
     def features(self, images: Tensor) -> Tensor:
         """Return the penultimate features (b, num_features), in which FID is measured."""
@@ -113,6 +122,54 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     mean_term = (a.mean(0) - b.mean(0)).square().sum()
     return float(mean_term + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio (b,) in decibels of images (b,c,h,w) in [-1,1].
+
+    10 log10(range^2 / MSE) of each image, with range 2; infinite for equal images. Raises
+    ValueError if the shapes differ.
+    """
+    check_pairs(images_a, images_b)
+    mse = (images_a - images_b).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / mse)
+
+
+def ssim(images_a: Tensor, images_b: Tensor) -> Tensor:
+    """Return the structural similarity (b,) of images (b,c,h,w) in [-1,1]: 1 for equal images.
+
+    Wang et al. 2004, eq. 13, in each channel, under Gaussian windows (11x11, sigma 1.5) that lie
+    wholly inside. Raises ValueError if the shapes differ or the images are smaller than a window.
+    """
+    check_pairs(images_a, images_b)
+    if min(images_a.shape[2:]) < 11:
+        raise ValueError(f"images must be at least 11 x 11, got {tuple(images_a.shape[2:])}")
+    a, b = (  # intensities in [0,1], as in the paper, whose range is then 1: (b c,1,h,w)
+        (images.flatten(0, 1)[:, None] + 1) / 2 for images in (images_a, images_b)
+    )
+    gauss = torch.exp(-0.5 * (torch.arange(-5, 6, device=a.device, dtype=a.dtype) / 1.5) ** 2)
+    gauss = gauss / gauss.sum()
+
+    def window_mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, gauss.view(1, 1, 11, 1)), gauss.view(1, 1, 1, 11))
+
+    mean_a, mean_b = window_mean(a), window_mean(b)
+    var_a = window_mean(a * a) - mean_a**2
+    var_b = window_mean(b * b) - mean_b**2
+    covariance = window_mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2  # eq. 7 and the line after eq. 9
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return (luminance * structure).unflatten(0, images_a.shape[:2]).mean(dim=(1, 2, 3, 4))
+
+
+def check_pairs(images_a: Tensor, images_b: Tensor) -> None:
+    """Raise ValueError unless both are images (b,c,h,w) of one shape."""
+    if images_a.ndim != 4 or images_a.shape != images_b.shape:
+        raise ValueError(
+            f"need images (b,c,h,w) of one shape, got {tuple(images_a.shape)} and "
+            f"{tuple(images_b.shape)}"
+        )
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

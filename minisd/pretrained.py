@@ -133,9 +133,8 @@ class Pretrained:
             model = cls(config)
         if is_foreign:
             names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
-            current = {foreign.current_name(key): tensor for key, tensor in tensors.items()}
-            current.pop(None, None)
-            tensors = {names.get(key, key): tensor for key, tensor in current.items()}
+            tensors = foreign.upgrade(tensors)
+            tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
         tensors = {key: tensor.to(torch_dtype) for key, tensor in tensors.items()}
         check_fit(model, tensors, path)
         model.load_state_dict(tensors, assign=True)

@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minisd.clip import CLIPTextConfig
     from minisd.unet import UNetConfig
+    from minisd.vae import VAEConfig
+
+
+def _as_they_are(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    return tensors
 
 
 @dataclass(frozen=True)
 class DiffusersFormat:
     """How diffusers stores one kind of model: class names, file, config and tensor names.
 
-    `current_name` turns a name that other versions wrote into that of `key_map`, or into None for
-    a tensor that is no weight.
+    `upgrade` gives the tensors of its other versions the names and shapes of today.
     """
 
     class_names: tuple[str, ...]
@@ -27,7 +33,7 @@ class DiffusersFormat:
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
     key_map: Callable[[Any, Iterable[str]], dict[str, str]]
-    current_name: Callable[[str], str | None] = str
+    upgrade: "Callable[[dict[str, Tensor]], dict[str, Tensor]]" = _as_they_are
 
 
 _RENAMED = {  # inside a block: minisd -> diffusers, longest first where one contains another
@@ -53,12 +59,15 @@ def unet_key_map(config: "UNetConfig", keys: Iterable[str]) -> dict[str, str]:
 
     minisd numbers the blocks along the way down and up; diffusers nests them in levels.
     """
-    prefixes = _unet_block_prefixes(config)
-    words = config.context_dim is not None
+    return _key_map(keys, _unet_block_prefixes(config), words=config.context_dim is not None)
+
+
+def _key_map(keys: Iterable[str], prefixes: dict[str, str], words: bool) -> dict[str, str]:
+    """Rename each key: where its block is by `prefixes`, the rest by `_RENAMED`."""
     mapping = {}
     for key in keys:
         prefix = next((p for p in prefixes if key.startswith(p)), None)
-        if prefix is None:  # conv_in, time_embedding, norm_out, conv_out
+        if prefix is None:  # conv_in, time_embedding, norm_out, conv_out, quant_conv
             mapping[key] = key.replace("norm_out.", "conv_norm_out.")
             continue
         name = key.removeprefix(prefix)
@@ -128,17 +137,21 @@ _FIXED = {  # settings which minisd has built in; any others must be off: None o
 _MID_BLOCKS = {False: "UNetMidBlock2D", True: "UNetMidBlock2DCrossAttn"}  # words -> its class
 
 
+def _refuse_unknown(raw: dict[str, Any], free: set[str], fixed: dict[str, Any]) -> None:
+    """Raise ValueError for a setting that is neither free, nor as fixed, nor off."""
+    for name, value in raw.items():
+        allowed = (fixed[name],) if name in fixed else (None, False)
+        if not name.startswith("_") and name not in free and value not in allowed:
+            raise ValueError(f"{name}={value!r} is not supported: minisd has {allowed[0]!r}")
+
+
 def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     """Turn the config.json of diffusers' UNet2DModel or UNet2DConditionModel into UNetConfig's.
 
     Raises ValueError for settings that minisd's U-Net does not have.
     """
     words = raw["_class_name"] == "UNet2DConditionModel"
-    fixed = _FIXED | {"mid_block_type": _MID_BLOCKS[words]}
-    for name, value in raw.items():
-        allowed = (fixed[name],) if name in fixed else (None, False)
-        if not name.startswith("_") and name not in _READ | _IDLE and value not in allowed:
-            raise ValueError(f"{name}={value!r} is not supported: minisd has {allowed[0]!r}")
+    _refuse_unknown(raw, _READ | _IDLE, _FIXED | {"mid_block_type": _MID_BLOCKS[words]})
     channels, down = tuple(raw["block_out_channels"]), tuple(raw["down_block_types"])
     unknown = set(down) - {_DOWN_BLOCKS[False, words], _DOWN_BLOCKS[True, words]}
     if unknown:
@@ -234,10 +247,13 @@ def clip_text_key_map(config: "CLIPTextConfig", keys: Iterable[str]) -> dict[str
     return mapping
 
 
-def clip_text_current_name(name: str) -> str | None:
+def clip_text_upgrade(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Drop `position_ids` (0, 1, 2 ...) of old files; add the prefix that transformers 5 drops."""
-    name = f"text_model.{name.removeprefix('text_model.')}"
-    return None if name.endswith(".position_ids") else name
+    return {
+        f"text_model.{key.removeprefix('text_model.')}": tensor
+        for key, tensor in tensors.items()
+        if not key.endswith(".position_ids")
+    }
 
 
 def clip_text_config_from_transformers(raw: dict[str, Any]) -> dict[str, Any]:
@@ -282,5 +298,115 @@ CLIP_TEXT_FORMAT = DiffusersFormat(
     read_config=clip_text_config_from_transformers,
     write_config=clip_text_config_to_transformers,
     key_map=clip_text_key_map,
-    current_name=clip_text_current_name,
+    upgrade=clip_text_upgrade,
+)
+
+
+def vae_key_map(config: "VAEConfig", keys: Iterable[str]) -> dict[str, str]:
+    """Map each of the autoencoder's tensor names to diffusers' name for it."""
+    return _key_map(keys, _vae_block_prefixes(config), words=False)
+
+
+def _vae_block_prefixes(config: "VAEConfig") -> dict[str, str]:
+    """Map the prefix of each block to diffusers' prefix; the resampling ends a level there."""
+    layers, prefixes = config.layers_per_block, {}
+    for half in ("encoder", "decoder"):
+        for i, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+            prefixes[f"{half}.mid.{i}."] = f"{half}.mid_block.{name}."
+    for level in range(len(config.channels)):
+        down, up = level * (layers + 1), level * (layers + 2)  # where the level's blocks begin
+        if level > 0:
+            resample = f"_blocks.{level - 1}."
+            prefixes[f"encoder.down.{down - 1}.1."] = f"encoder.down{resample}downsamplers.0.conv."
+            prefixes[f"decoder.up.{up - 1}."] = f"decoder.up{resample}upsamplers.0."
+        for i in range(layers):
+            prefixes[f"encoder.down.{down + i}."] = f"encoder.down_blocks.{level}.resnets.{i}."
+        for i in range(layers + 1):
+            prefixes[f"decoder.up.{up + i}."] = f"decoder.up_blocks.{level}.resnets.{i}."
+    return prefixes
+
+
+_VAE_READ = {  # settings of diffusers' autoencoder that become VAEConfig's
+    *("sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels"),
+    *("down_block_types", "up_block_types", "layers_per_block", "norm_num_groups"),
+    "scaling_factor",
+}
+_VAE_IDLE = {"force_upcast"}
+_VAE_FIXED = {
+    "act_fn": "silu",
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
+
+
+def vae_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
+    """Turn the config.json of diffusers' AutoencoderKL into VAEConfig's.
+
+    Raises ValueError for settings that minisd's autoencoder does not have.
+    """
+    _refuse_unknown(raw, _VAE_READ | _VAE_IDLE, _VAE_FIXED)
+    levels = len(raw["block_out_channels"])
+    for name, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+        if list(raw[f"{name}_block_types"]) != [kind] * levels:
+            raise ValueError(f"{name}_block_types must be {levels} times {kind!r}")
+    if raw["out_channels"] != raw["in_channels"]:
+        raise ValueError("in_channels and out_channels must be equal: it gives back what it took")
+    return {
+        "sample_size": raw["sample_size"],
+        "in_channels": raw["in_channels"],
+        "latent_channels": raw["latent_channels"],
+        "channels": tuple(raw["block_out_channels"]),
+        "layers_per_block": raw["layers_per_block"],
+        "norm_num_groups": raw.get("norm_num_groups", 32),
+        "patch_size": 1,
+        "scaling_factor": raw.get("scaling_factor", 0.18215),  # v1.5's file does not say it
+    }
+
+
+def vae_config_to_diffusers(config: "VAEConfig") -> dict[str, Any]:
+    """Turn a VAEConfig into the config.json of diffusers' AutoencoderKL.
+
+    Raises ValueError for patches of more than one pixel, which diffusers does not have.
+    """
+    if config.patch_size != 1:
+        raise ValueError(f"diffusers' autoencoder has patch_size 1, this one {config.patch_size}")
+    levels = len(config.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": config.sample_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "scaling_factor": config.scaling_factor,
+    }
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def vae_upgrade(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Give the attention of older files today's names; 1x1 convolutions become linear layers."""
+    upgraded = {}
+    for key, tensor in tensors.items():
+        if ".attentions." in key:
+            for old, new in _OLD_ATTENTION.items():
+                key = key.replace(f".{old}.", f".{new}.")
+            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        upgraded[key] = tensor
+    return upgraded
+
+
+VAE_FORMAT = DiffusersFormat(
+    class_names=("AutoencoderKL",),
+    file="diffusion_pytorch_model.safetensors",
+    read_config=vae_config_from_diffusers,
+    write_config=vae_config_to_diffusers,
+    key_map=vae_key_map,
+    upgrade=vae_upgrade,
 )

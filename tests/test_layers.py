@@ -108,6 +108,19 @@ def test_resnet_block_hears_the_time(generator):
     assert (block(x, emb) - block(x, -emb)).abs().max() > 1e-3
 
 
+def test_a_block_without_time_is_one_whose_time_says_nothing(generator):
+    timeless = randomise(ResnetBlock(8, 12, None, norm_num_groups=4, norm_eps=1e-6), generator)
+    assert not any("time" in name for name in timeless.state_dict())
+    block = ResnetBlock(8, 12, 16, norm_num_groups=4, norm_eps=1e-6)
+    missing = block.load_state_dict(timeless.state_dict(), strict=False).missing_keys
+    assert missing == ["time_proj.weight", "time_proj.bias"]
+    torch.nn.init.zeros_(block.time_proj.bias)
+    x = torch.randn(2, 8, 4, 4, generator=generator)
+    assert torch.equal(timeless(x), block(x, torch.zeros(2, 16)))
+    with pytest.raises(TypeError):
+        timeless(x, torch.zeros(2, 16))
+
+
 def test_no_attention_changes_nothing():
     x = torch.randn(2, 3, 4, 4)
     assert NoAttention()(x, torch.randn(2, 5, 6)) is x

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+import skimage.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional import image as torchmetrics
 
 from minisd.metrics import (
     Accuracy,
@@ -17,8 +19,10 @@ from minisd.metrics import (
     in_batches,
     judge_accuracy,
     judge_loss,
+    psnr,
     random_warp,
     score_digits,
+    ssim,
     wilson_interval,
 )
 
@@ -139,6 +143,93 @@ def test_in_batches_is_one_call():
     assert sizes == [3, 3, 1]
 
 
+# Reconstructions
+
+
+def pictures(noise, shape, seed=0):
+    """Smooth pictures (b,c,h,w) in [-1,1], and the same with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    b, c, h, w = shape
+    coarse = torch.rand(b, c, 4, 4, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, (h, w), mode="bicubic").clamp(-1, 1)
+    noisy = images + noise * torch.randn(shape, generator=generator)
+    return images, noisy.clamp(-1, 1)
+
+
+RECONSTRUCTIONS = pytest.mark.parametrize("noise", [0.01, 0.1, 1.0])
+SHAPES = pytest.mark.parametrize("shape", [(3, 3, 64, 64), (2, 1, 11, 30)], ids=str)
+
+
+@RECONSTRUCTIONS
+@SHAPES
+def test_psnr_is_that_of_others(noise, shape):
+    a, b = pictures(noise, shape)
+    ours = psnr(a, b)
+    assert ours.shape == shape[:1]
+    expected = torchmetrics.peak_signal_noise_ratio(
+        b, a, data_range=2.0, reduction="none", dim=(1, 2, 3)
+    )
+    assert torch.allclose(ours, expected, rtol=1e-4)
+    for value, x, y in zip(ours, a.numpy(), b.numpy(), strict=True):
+        expected = skimage.metrics.peak_signal_noise_ratio(x, y, data_range=2)
+        assert value.item() == pytest.approx(expected, rel=1e-4)
+
+
+@RECONSTRUCTIONS
+@SHAPES
+def test_ssim_is_that_of_others(noise, shape):
+    a, b = pictures(noise, shape)
+    ours = ssim(a, b)
+    assert ours.shape == shape[:1]
+    a, b = (a + 1) / 2, (b + 1) / 2
+    everywhere = torchmetrics.structural_similarity_index_measure(
+        b, a, data_range=1.0, sigma=1.5, return_full_image=True
+    )[1]
+    expected = everywhere[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))  # it also looks over the edge
+    assert torch.allclose(ours, expected, rtol=1e-4)
+    for value, x, y in zip(ours, a.numpy(), b.numpy(), strict=True):
+        expected = skimage.metrics.structural_similarity(
+            x,
+            y,
+            data_range=1,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        assert value.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_psnr_of_a_known_error():
+    """An error of 0.02 everywhere, a hundredth of the range, is 40 dB."""
+    a = torch.zeros(2, 3, 8, 8)
+    assert psnr(a, a + 0.02).tolist() == pytest.approx([40, 40], rel=1e-5)
+    assert psnr(a, a).tolist() == [math.inf] * 2
+
+
+def test_ssim_of_equal_and_of_inverted_pictures():
+    a, noisy = pictures(0.3, (2, 3, 32, 32))
+    assert torch.allclose(ssim(a, a), torch.ones(2))
+    assert torch.allclose(ssim(a, noisy), ssim(noisy, a))
+    assert (ssim(a, -a) < 0).all() and (ssim(a, noisy) > 0).all()
+    flat = torch.full((1, 3, 16, 16), 0.7)  # no variance: only eq. 6's constants are left
+    assert ssim(flat, flat).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3, 16, 16), (2, 3, 16, 17)), ((3, 16, 16),) * 2, ((1, 3, 16, 16), (16, 16))]
+)
+def test_what_is_no_pair_of_images_raises(metric, a, b):
+    with pytest.raises(ValueError, match="of one shape"):
+        metric(torch.zeros(a), torch.zeros(b))
+
+
+def test_ssim_needs_room_for_a_window():
+    with pytest.raises(ValueError, match=r"at least 11 x 11, got \(10, 20\)"):
+        ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
+
+
 # The judge
 
 SMALL = JudgeConfig(channels=(8, 8), num_features=6)
@@ -155,6 +246,15 @@ def test_a_judge_answers_every_question():
     features = judge.features(images)
     assert features.shape == (5, 12)
     assert torch.equal(judge.heads["sky"](features), answers["sky"])
+
+
+def test_the_activations_of_a_judge_lead_to_its_features():
+    judge = Judge(JudgeConfig(3, (8, 16), 12, (("sky", 4),)))
+    images = torch.randn(2, 3, 16, 16)
+    large, small = judge.activations(images)
+    assert (large.shape, small.shape) == ((2, 8, 8, 8), (2, 16, 4, 4))
+    features = torch.nn.functional.silu(judge.project(small.amax(dim=(2, 3))))
+    assert torch.equal(features, judge.features(images))
 
 
 def test_the_judge_of_digits_has_the_size_of_its_card():

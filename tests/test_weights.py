@@ -6,8 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisd import UNet, UNetConfig
-from minisd.weights import unet_config_from_diffusers, unet_config_to_diffusers
+from minisd import AutoencoderKL, UNet, UNetConfig, VAEConfig
+from minisd.weights import (
+    unet_config_from_diffusers,
+    unet_config_to_diffusers,
+    vae_config_from_diffusers,
+    vae_config_to_diffusers,
+    vae_upgrade,
+)
 
 WORDS = UNetConfig(8, 4, 4, (8, 16, 16), (True, False, True), 2, 2, 4, context_dim=6)
 PLAIN = replace(WORDS, attention=(False, True, True), context_dim=None)
@@ -130,3 +136,79 @@ def test_settings_that_change_nothing_are_accepted():
 def test_no_head_width_means_one_head():
     raw = unet_config_to_diffusers(PLAIN) | {"attention_head_dim": None}
     assert UNetConfig(**unet_config_from_diffusers(raw)).num_heads == 1
+
+
+# The autoencoder
+
+VAE = VAEConfig(16, 3, 4, (8, 16), 2, norm_num_groups=4, patch_size=1, scaling_factor=0.3)
+
+
+@given(levels=st.integers(1, 5), layers=st.integers(1, 6))
+def test_the_key_map_of_the_autoencoder_keeps_all_names_apart(levels, layers):
+    with torch.device("meta"):
+        vae = AutoencoderKL(replace(VAE, channels=(8,) * levels, layers_per_block=layers))
+    names = vae.diffusers_names()
+    assert names.keys() == vae.state_dict().keys()
+    assert len(set(names.values())) == len(names)
+
+
+def test_the_config_of_the_autoencoder_survives_json():
+    raw = json.loads(json.dumps(vae_config_to_diffusers(VAE)))
+    assert VAEConfig(**vae_config_from_diffusers(raw)) == VAE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"act_fn": "relu"},
+        {"out_channels": 1},
+        {"shift_factor": 0.1},
+        {"latents_mean": [0.0]},
+        {"latents_std": [1.0]},
+        {"use_quant_conv": False},
+        {"use_post_quant_conv": False},
+        {"mid_block_add_attention": False},
+        {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
+        {"up_block_types": ["UpDecoderBlock2D"]},
+        {"scaling_factor": 0},
+        {"sample_size": [16, 16]},
+        {"a_setting_of_the_future": 3},
+    ],
+    ids=str,
+)
+def test_what_minisds_autoencoder_does_not_have_is_refused(change):
+    with pytest.raises(ValueError):
+        VAEConfig(**vae_config_from_diffusers(vae_config_to_diffusers(VAE) | change))
+
+
+def test_settings_that_change_nothing_in_an_autoencoder_are_accepted():
+    idle = {"force_upcast": True, "shift_factor": None, "latents_mean": None, "_name": "it"}
+    idle |= {"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+    assert VAEConfig(**vae_config_from_diffusers(vae_config_to_diffusers(VAE) | idle)) == VAE
+
+
+def test_an_old_config_without_a_scaling_factor_means_that_of_v1_5():
+    raw = vae_config_to_diffusers(VAE)
+    del raw["scaling_factor"]
+    assert vae_config_from_diffusers(raw)["scaling_factor"] == 0.18215
+
+
+def test_patches_have_no_counterpart_in_diffusers(tmp_path):
+    with pytest.raises(ValueError, match="patch_size 1, this one 4"):
+        AutoencoderKL(VAEConfig.POSTCARDS).save_pretrained(tmp_path, format="diffusers")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_old_attention_is_upgraded():
+    tensors = {
+        "encoder.mid_block.attentions.0.query.weight": torch.ones(8, 8, 1, 1),
+        "decoder.mid_block.attentions.0.proj_attn.bias": torch.ones(8),
+        "decoder.mid_block.attentions.0.to_k.weight": torch.ones(8, 8),
+        "quant_conv.weight": torch.ones(8, 8, 1, 1),
+    }
+    assert {key: tuple(t.shape) for key, t in vae_upgrade(tensors).items()} == {
+        "encoder.mid_block.attentions.0.to_q.weight": (8, 8),
+        "decoder.mid_block.attentions.0.to_out.0.bias": (8,),
+        "decoder.mid_block.attentions.0.to_k.weight": (8, 8),
+        "quant_conv.weight": (8, 8, 1, 1),
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "pipeline"]
+CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "vae", "pipeline"]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.CLIP": "chapter 7 builds it",
     "minisd.clip.CLIPConfig": "chapter 7 builds it",
@@ -33,6 +33,14 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
     "minisd.tokenizer.joined": "chapter 6 builds it",
     "minisd.tokenizer.merge_pair": "chapter 6 builds it",
+    "minisd.vae.VAEConfig": "chapter 9 builds it",
+    "minisd.vae.make_resnet": "chapter 9 builds it",
+    "minisd.vae.make_middle": "chapter 9 builds it",
+    "minisd.vae.Encoder": "chapter 9 builds it",
+    "minisd.vae.Decoder": "chapter 9 builds it",
+    "minisd.vae.DiagonalGaussian": "chapter 9 builds it",
+    "minisd.vae.AutoencoderKL": "chapter 9 builds it",
+    "minisd.vae.measure_scaling_factor": "chapter 9 builds it",
 }
 
 

@@ -1,0 +1,137 @@
+"""Chapter 9: what an autoencoder is trained to do: look alike, keep its latents small, look real.
+
+The functions that return a loss fit `minisd.training.train`. Every term is a mean over the numbers
+of an image, so that a weight means the same at every size.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from minisd.training import LossFunction
+from minisd.vae import DiagonalGaussian
+
+Features = Callable[[Tensor], Sequence[Tensor]]  # images (b,c,h,w) -> feature maps of some layers
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def perceptual_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
+    """Compare the directions of feature maps (b,c,h,w), position by position, layer by layer.
+
+    Zhang et al. 2018, eq. 1, with all weights 1: from 0 for equal maps to 4 per layer.
+    """
+    layers = [
+        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean()
+        for a, b in zip(features_a, features_b, strict=True)
+    ]
+    return torch.stack(layers).sum()
+
+
+def autoencoder_loss(
+    kl_weight: float = 1e-6,
+    distance: Distance = F.l1_loss,
+    features: Features | None = None,
+    perceptual_weight: float = 0.1,
+) -> LossFunction:
+    """Return the loss of an AutoencoderKL for batches whose first entry is images (b,c,h,w).
+
+    distance + kl_weight KL + perceptual_weight perceptual distance: Rombach et al. 2022, eq. 25,
+    without its adversary. The network behind `features` is used as it is: freeze it before.
+    """
+
+    def loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        images = batch[0]
+        reconstruction, posterior = model(images, generator)
+        total = distance(reconstruction, images)
+        total = total + kl_weight * posterior.kl().mean() / images[0].numel()
+        if features is not None:
+            unlike = perceptual_distance(features(reconstruction), features(images))
+            total = total + perceptual_weight * unlike
+        return total
+
+    return loss
+
+
+class PatchDiscriminator(nn.Module):
+    """Tell real from reconstructed, patch by patch: images (b,c,h,w) -> logits (b,1,h/8,w/8).
+
+    Isola et al. 2017, section 3.2.2, with group norm. Raises ValueError if a width is no multiple
+    of 8.
+    """
+
+    def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128)):
+        super().__init__()
+        layers, width = [], in_channels
+        for channel in channels:
+            layers += [
+                nn.Conv2d(width, channel, 4, stride=2, padding=1),
+                nn.GroupNorm(8, channel),
+                nn.LeakyReLU(0.2),
+            ]
+            width = channel
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the hinge loss of logits for real and for made images. Lim and Ye 2017, eq. 4."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Return the loss of whoever made the images with these logits. Lim and Ye 2017, eq. 5."""
+    return -fake.mean()
+
+
+def adaptive_weight(alike: Tensor, fooling: Tensor, image: Tensor) -> Tensor:
+    """Return the weight at which the loss `fooling` pulls at `image` as hard as `alike` does.
+
+    Esser et al. 2021, eq. 7, with the gradients at the decoder's output, not at its last weights.
+    """
+    (alike_gradient,) = torch.autograd.grad(alike, image, retain_graph=True)
+    (fooling_gradient,) = torch.autograd.grad(fooling, image, retain_graph=True)
+    return (alike_gradient.norm() / (fooling_gradient.norm() + 1e-6)).clamp(max=1e4).detach()
+
+
+class AdversarialAutoencoder(nn.Module):
+    """An autoencoder and its adversary as one model: one optimiser, one checkpoint for both.
+
+    No gradient passes from the one's loss to the other's weights. images (b,c,h,w) ->
+    reconstruction, posterior, and the discriminator's logits of three kinds: of the
+    reconstruction to train the autoencoder; of images and of reconstruction to train itself.
+    """
+
+    def __init__(self, autoencoder: nn.Module, discriminator: nn.Module):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.discriminator = discriminator
+
+    def forward(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, DiagonalGaussian, Tensor, Tensor, Tensor]:
+        reconstruction, posterior = self.autoencoder(images, generator)
+        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        judged = functional_call(self.discriminator, frozen, reconstruction)
+        real, fake = self.discriminator(images), self.discriminator(reconstruction.detach())
+        return reconstruction, posterior, judged, real, fake
+
+
+def adversarial_loss(loss_function: LossFunction, weight: float = 0.5) -> LossFunction:
+    """Return the loss of an AdversarialAutoencoder, whose autoencoder has `loss_function`.
+
+    Both are updated in the same step, where Esser et al. 2021 take turns.
+    """
+
+    def loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        reconstruction, posterior, judged, real, fake = model(batch[0], generator)
+        alike = loss_function(lambda *_: (reconstruction, posterior), batch, generator)
+        fooling = generator_loss(judged)
+        balance = weight * adaptive_weight(alike, fooling, reconstruction)
+        return alike + balance * fooling + discriminator_loss(real, fake)
+
+    return loss
