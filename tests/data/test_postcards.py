@@ -145,6 +145,7 @@ def test_a_tenth_of_the_combinations_is_held_out():
     assert len(held_out) + len(train) == 12 * 6 * 4
     assert 0.08 < len(held_out) / 288 < 0.12
     assert torch.equal(train, combinations("test"))
+    assert len(combinations("all")) == 288 == len(combinations("all").unique(dim=0))
     assert is_held_out("rocket", "red", "night") and not is_held_out("temple", "red", "sunset")
     for pair in ([0, 1], [0, 2], [1, 2]):  # each pair of words is seen, though not each triple
         names = [("subject", "colour", "sky")[i] for i in pair]

@@ -20,8 +20,9 @@ class Postcards(Dataset):
     set begins with the shorter one.
 
     "train" and "test" share the combinations of subject, colour and sky, and no scene; "held_out"
-    has the other tenth of the combinations. Raises ValueError for an unknown split, n < 1, a size
-    below 8, or a seed outside [0, 2^32).
+    has the other tenth of the combinations. "all" has every combination, for a judge that is to be
+    fair to both. Raises ValueError for an unknown split, n < 1, a size below 8, or a seed outside
+    [0, 2^32).
     """
 
     source = "postcards"

@@ -37,8 +37,8 @@ COMPANIONS = {  # what each sky can hold
     "night": ("none", "moon"),
     "storm": ("none", "clouds", "lightning"),
 }
-SPLITS = ("train", "test", "held_out")
-Split = Literal["train", "test", "held_out"]
+SPLITS = ("train", "test", "held_out", "all")
+Split = Literal["train", "test", "held_out", "all"]
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,12 @@ def combinations(split: Split) -> Tensor:
     """Return the labels (m,3) of the combinations of subject, colour and sky in a split."""
     names = ("subject", "colour", "sky")
     labels = product(*(range(len(ATTRIBUTES[name])) for name in names))
-    return torch.tensor(
-        [
-            row
-            for row in labels
-            if is_held_out(*(ATTRIBUTES[n][i] for n, i in zip(names, row, strict=True)))
-            == (split == "held_out")
-        ]
-    )
+    chosen = []
+    for row in labels:
+        words = (ATTRIBUTES[name][label] for name, label in zip(names, row, strict=True))
+        if split == "all" or is_held_out(*words) == (split == "held_out"):
+            chosen.append(row)
+    return torch.tensor(chosen)
 
 
 def draw_scenes(split: Split, index: Tensor, seed: int = 0) -> Scenes:
