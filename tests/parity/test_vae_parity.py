@@ -96,7 +96,7 @@ def configs(draw):
         sample_size=8,
         in_channels=draw(st.integers(1, 4)),
         latent_channels=draw(st.integers(1, 6)),
-        channels=tuple(4 * draw(st.integers(1, 4)) for _ in range(levels)),
+        channels=tuple(groups * draw(st.integers(2, 8)) for _ in range(levels)),
         layers_per_block=draw(st.integers(1, 3)),
         norm_num_groups=groups,
         patch_size=1,
