@@ -5,7 +5,8 @@
 Prints one table. `--save` keeps the rows beside the weights of digits-ddpm, as `samplers.json`:
 chapter 5 draws its figure from them, and an interrupted run goes on from there. Every sampler gets
 the same noise, the same network in the same precision, and `trailing` timesteps unless the row says
-otherwise. FID is measured as by `minisd evaluate`, and compares only at equal numbers of samples.
+otherwise. Only DDPM clips its estimates of x_0, as in chapter 4: the others follow the network. FID
+is measured as by `minisd evaluate`, and compares only at equal numbers of samples.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from minisd.pipeline import sample
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS
 
-MODEL, JUDGE, FILE = "digits-ddpm", "digits-judge", "samplers.json"
+JUDGE, FILE = "digits-judge", "samplers.json"
 FEW = (5, 10, 20, 50)
 KARRAS = {"use_karras_sigmas": True}
 ROWS = [  # label, sampler, its settings, steps
@@ -41,16 +42,17 @@ ROWS = [  # label, sampler, its settings, steps
 ]
 
 
-def make(sampler: str, settings: dict, theirs: bool = False):
-    """Build a scheduler for digits-ddpm, ours or diffusers'."""
+def make(model: str, sampler: str, settings: dict, theirs: bool = False):
+    """Build a scheduler for a model of digits, ours or diffusers'."""
     kind = SAMPLERS[sampler]
-    config = kind.from_pretrained(MODEL).config
-    config |= {"timestep_spacing": "trailing"} | settings
-    if theirs:
-        import diffusers
+    config = SAMPLERS["ddpm"].from_pretrained(model).config
+    config |= {"timestep_spacing": "trailing", "clip_sample": sampler == "ddpm"} | settings
+    ours = kind.from_config(config)
+    if not theirs:
+        return ours
+    import diffusers
 
-        kind = getattr(diffusers, kind.__name__)
-    return kind(**config)
+    return getattr(diffusers, kind.__name__)(**ours.config)
 
 
 def draw(unet, scheduler, steps: int, n: int, precision: torch.dtype):
@@ -64,10 +66,10 @@ def draw(unet, scheduler, steps: int, n: int, precision: torch.dtype):
     return images, time.perf_counter() - start
 
 
-def measure(unet, judge, row, n: int, compared: int, precision: torch.dtype) -> dict:
+def measure(model: str, unet, judge, row, n: int, compared: int, precision: torch.dtype) -> dict:
     """Score one row, and lay a few of its pictures beside diffusers'."""
     label, sampler, settings, steps = row
-    scheduler = make(sampler, settings)
+    scheduler = make(model, sampler, settings)
     images, seconds = draw(unet, scheduler, steps, n, precision)
     real_train, real_test = digits("train").images, digits("test").images
     scores = score_digits(judge, images, real_train, real_test, torch.Generator().manual_seed(0))
@@ -87,7 +89,7 @@ def measure(unet, judge, row, n: int, compared: int, precision: torch.dtype) -> 
     }
     if calls <= 50:
         ours, our_seconds = draw(unet, scheduler, steps, compared, torch.float32)
-        their_scheduler = make(sampler, settings, theirs=True)
+        their_scheduler = make(model, sampler, settings, theirs=True)
         theirs, their_seconds = draw(unet, their_scheduler, steps, compared, torch.float32)
         result["difference"] = (ours - theirs).abs().max().item()
         result["time_ratio"] = our_seconds / their_seconds
@@ -97,15 +99,17 @@ def measure(unet, judge, row, n: int, compared: int, precision: torch.dtype) -> 
 def main() -> None:
     """Measure all rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="digits-ddpm", help="a checkpoint of digits")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--compared", type=int, default=16, help="pictures beside diffusers'")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--save", action="store_true", help=f"keep the rows in {FILE}")
     arguments = parser.parse_args()
 
-    unet, judge = UNet.from_pretrained(MODEL).to(best_device()), Judge.from_pretrained(JUDGE)
-    path = locate(MODEL) / FILE
-    commit = read_json(locate(MODEL) / "training.json")["commit"]
+    model = arguments.model
+    unet, judge = UNet.from_pretrained(model).to(best_device()), Judge.from_pretrained(JUDGE)
+    path = locate(model) / FILE
+    commit = read_json(locate(model) / "training.json")["commit"]
     kept = read_json(path) if arguments.save and path.exists() else {}
     if kept.get("model") != commit or kept.get("samples") != arguments.samples:
         kept = {"model": commit, "samples": arguments.samples, "seed": 0, "rows": []}
@@ -113,13 +117,13 @@ def main() -> None:
     todo = [row for row in sorted(ROWS, key=lambda row: row[3]) if (row[0], row[3]) not in done]
     precision = getattr(torch, arguments.precision)
     for row in tqdm(todo):
-        result = measure(unet, judge, row, arguments.samples, arguments.compared, precision)
+        result = measure(model, unet, judge, row, arguments.samples, arguments.compared, precision)
         kept["rows"].append(json.loads(json.dumps(result)))
         if arguments.save:
             write_json(path, kept)
 
     real = kept["rows"][0]["fid_real"]
-    print(f"{MODEL}, {arguments.samples} samples a row, {arguments.precision}; ", end="")
+    print(f"{model}, {arguments.samples} samples a row, {arguments.precision}; ", end="")
     print(f"FID of as many real digits: {real:.3f}")
     print("| sampler | steps | calls | FID | 95 % | ms/image | time ours/theirs | max difference |")
     print("|---|---:|---:|---:|---|---:|---:|---:|")
