@@ -112,8 +112,8 @@ def read_on(answer: Callable) -> None:
         for what, grown, all_of in (("keys", got[1], k), ("values", got[2], v)):
             hint = "Put the new word's behind those so far."
             expect_close(grown, all_of[: i + 1], f"After {i + 1} words the {what}", hint)
-        if i and isinstance(got[0], Tensor) and got[0].shape == wanted[i].shape:
-            if torch.allclose(got[0], unscaled[i], atol=1e-4):
+        if isinstance(got[0], Tensor) and got[0].shape == wanted[i].shape:
+            if i and torch.allclose(got[0], unscaled[i], atol=1e-4):
                 raise Wrong("Divide the scores by sqrt(d) before the softmax.")
             blind = (q[i] @ keys.T / math.sqrt(8)).softmax(-1) @ values
             if torch.allclose(got[0], blind, atol=1e-4):
