@@ -23,6 +23,7 @@ def execute(path: Path) -> None:
         timeout=900,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # a slow machine would cut one output into several
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     normalise(notebook)
