@@ -2,7 +2,7 @@
 
 import torch
 
-from minisd.data.postcards.scenes import Scene
+from minisd.data.postcards.scenes import ATTRIBUTES, Scene
 
 NOUNS = {
     "temple": ("temple", "shrine"),
@@ -137,3 +137,33 @@ def with_article(phrase: str) -> str:
     """Put "a" or "an" before a phrase."""
     phrase = " ".join(phrase.split())
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def prompts(attribute: str) -> list[list[str]]:
+    """Return, for each value of a judged attribute, captions that name it and little else.
+
+    They average over nouns and synonyms. Raises ValueError for an attribute that no caption names.
+    """
+    nouns = [noun for nouns in NOUNS.values() for noun in nouns]
+    standing = [noun for noun in nouns if "boat" not in noun and "balloon" not in noun]
+    phrases = {
+        "sky": (nouns, SKIES, " "),
+        "ground": (standing, GROUNDS, " "),
+        "place": (nouns, PLACES, ", "),
+    }
+    if attribute == "subject":
+        frames = ("", "a picture of ", "a postcard of ")
+        return [
+            [f"{frame}a {noun}" for frame in frames for noun in names] for names in NOUNS.values()
+        ]
+    if attribute == "colour":
+        return [[f"a {colour} {noun}" for noun in nouns] for colour in ATTRIBUTES["colour"]]
+    if attribute not in phrases:
+        raise ValueError(
+            f"attribute must be subject, colour, sky, ground or place, got {attribute!r}"
+        )
+    subjects, words, join = phrases[attribute]
+    return [
+        [f"a {noun}{join}{phrase}" for noun in subjects for phrase in words[value]]
+        for value in ATTRIBUTES[attribute]
+    ]
