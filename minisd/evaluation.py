@@ -116,23 +116,29 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images = in_batches(clip.encode_image, data.images())
-        for (attribute, _), labels in zip(CLASSES, data.labels.T, strict=True):
-            texts = class_embeddings(clip, tokenizer, prompts(attribute))
-            right = int((zero_shot(images, texts) == labels).sum())
-            scores[f"zero-shot {attribute}, {settings.n:,} postcards, {name}"] = in_words(
-                Accuracy(right, settings.n)
-            )
         texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
-        for way, (queries, keys) in {
-            "caption of a postcard": (images, texts),
-            "postcard of a caption": (texts, images),
-        }.items():
-            found = retrieve(queries, keys, GROUP)
-            n = len(found)
-            exact = Accuracy(int((found == torch.arange(n)).sum()), n)
-            same = (data.labels[found] == data.labels[:n]).all(dim=1)
-            scores[f"recall@1, the {way} among {GROUP}, {name}"] = (
-                f"{in_words(exact)}; all five attributes right: "
-                f"{in_words(Accuracy(int(same.sum()), n))}"
+        for (attribute, _), labels in zip(CLASSES, data.labels.T, strict=True):
+            classes = class_embeddings(clip, tokenizer, prompts(attribute))
+            right = Accuracy(int((zero_shot(images, classes) == labels).sum()), settings.n)
+            scores[f"zero-shot {attribute}, {settings.n:,} postcards, {name}"] = in_words(right)
+        group = min(GROUP, settings.n)
+        for found, queries, keys in (("caption", images, texts), ("postcard", texts, images)):
+            exact, same = retrieval(queries, keys, data.labels, group)
+            scores[f"{found} found among {group} (recall@1), {name}"] = (
+                f"{in_words(exact)}; all attributes right: {in_words(same)}"
             )
     return scores
+
+
+def retrieval(
+    queries: Tensor, keys: Tensor, labels: Tensor, group: int
+) -> tuple[Accuracy, Accuracy]:
+    """Count the queries (n,d) that find their own key (n,d), and those that find one like it.
+
+    Two scenes whose labels (n,k) agree have captions that are true of both.
+    """
+    found = retrieve(queries, keys, group)
+    n = len(found)
+    exact = found == torch.arange(n)
+    same = (labels[found] == labels[:n]).all(dim=1)
+    return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)

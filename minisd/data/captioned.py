@@ -20,7 +20,7 @@ class Captioned(Dataset):
         if len(self.captions) != len(dataset):
             raise ValueError(f"{len(dataset)} pictures have {len(self.captions)} captions")
         self.ids = tokenizer(self.captions)
-        check_lengths(self.captions, tokenizer)
+        check_lengths(self.captions, self.ids, tokenizer)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,13 +36,14 @@ class Captioned(Dataset):
         return [(item[0], ids) for item, ids in zip(items, self.ids[indices], strict=True)]
 
 
-def check_lengths(captions: list[str], tokenizer: Tokenizer) -> None:
-    """Raise ValueError that shows the longest caption if the tokenizer would cut it short."""
-    lengths = [len(tokenizer.encode(caption)) for caption in captions]
-    longest = max(range(len(captions)), key=lengths.__getitem__)
-    room = tokenizer.config.model_max_length - 2
-    if lengths[longest] > room:
+def check_lengths(captions: list[str], ids: Tensor, tokenizer: Tokenizer) -> None:
+    """Raise ValueError that shows a caption which the tokenizer cut short to ids (m,n), if any."""
+    room = ids.shape[1] - 2
+    filled = (ids[:, -2] != tokenizer.pad_token_id).nonzero().flatten().tolist()
+    lengths = {captions[row]: len(tokenizer.encode(captions[row])) for row in filled}
+    longest = max(lengths, key=lengths.get, default=None)
+    if longest is not None and lengths[longest] > room:
         raise ValueError(
-            f"captions must have at most {room} tokens, got {lengths[longest]}: "
-            f"{captions[longest]!r}; shorten it, or train a tokenizer for your captions"
+            f"captions must have at most {room} tokens, got {lengths[longest]}: {longest!r}; "
+            "shorten it, or train a tokenizer for your captions"
         )

@@ -140,30 +140,28 @@ def with_article(phrase: str) -> str:
 
 
 def prompts(attribute: str) -> list[list[str]]:
-    """Return, for each value of a judged attribute, captions that name it and little else.
+    """Return, for each value of an attribute, captions that name it, a noun, and nothing else.
 
-    They average over nouns and synonyms. Raises ValueError for an attribute that no caption names.
+    They run through all nouns and synonyms, so that their mean stands for the value alone. Raises
+    ValueError for an attribute that full captions do not name.
     """
-    nouns = [noun for nouns in NOUNS.values() for noun in nouns]
-    standing = [noun for noun in nouns if "boat" not in noun and "balloon" not in noun]
-    phrases = {
-        "sky": (nouns, SKIES, " "),
-        "ground": (standing, GROUNDS, " "),
-        "place": (nouns, PLACES, ", "),
-    }
-    if attribute == "subject":
-        frames = ("", "a picture of ", "a postcard of ")
+    nouns = [noun for synonyms in NOUNS.values() for noun in synonyms]
+    standing = [noun for noun in nouns if noun not in NOUNS["boat"] + NOUNS["balloon"]]
+
+    def pairs(
+        nouns: list[str], phrases: dict[str, tuple[str, ...]], comma: str = ""
+    ) -> list[list[str]]:
         return [
-            [f"{frame}a {noun}" for frame in frames for noun in names] for names in NOUNS.values()
+            [f"a {n}{comma} {phrase}" for n in nouns for phrase in row] for row in phrases.values()
         ]
-    if attribute == "colour":
-        return [[f"a {colour} {noun}" for noun in nouns] for colour in ATTRIBUTES["colour"]]
-    if attribute not in phrases:
-        raise ValueError(
-            f"attribute must be subject, colour, sky, ground or place, got {attribute!r}"
-        )
-    subjects, words, join = phrases[attribute]
-    return [
-        [f"a {noun}{join}{phrase}" for noun in subjects for phrase in words[value]]
-        for value in ATTRIBUTES[attribute]
-    ]
+
+    written = {
+        "subject": [[f"{frame}a {n}" for frame in FRAMES for n in row] for row in NOUNS.values()],
+        "colour": [[f"a {colour} {n}" for n in nouns] for colour in ATTRIBUTES["colour"]],
+        "sky": pairs(nouns, SKIES),
+        "ground": pairs(standing, GROUNDS),
+        "place": pairs(nouns, PLACES, comma=","),
+    }
+    if attribute not in written:
+        raise ValueError(f"attribute must be one of {', '.join(written)}, got {attribute!r}")
+    return written[attribute]
