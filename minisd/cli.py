@@ -101,10 +101,11 @@ def evaluate(
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
 ) -> None:
     """Score a model on what it was trained for, as its recipe says."""
+    from minisd.cards import add_scores
     from minisd.evaluation import EvaluationSettings
     from minisd.files import read_json
     from minisd.pretrained import locate
-    from minisd.recipes import add_scores, find_recipe
+    from minisd.recipes import find_recipe
 
     folder = locate(model)
     recipe = find_recipe(read_json(folder / "training.json")["recipe"])

@@ -1,13 +1,10 @@
 """Chapter 4: named, complete training set-ups: data, model, loss, optimiser, steps."""
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +12,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
+from minisd.cards import commit, machine, processor, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from minisd.data.captioned import Captioned
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, Postcards
 from minisd.evaluation import Evaluation
-from minisd.files import read_json, replacing, writable_folder, write_json
+from minisd.files import writable_folder, write_json
 from minisd.metrics import Judge, JudgeConfig, judge_loss
 from minisd.schedulers import DDPMScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
@@ -57,10 +55,10 @@ class Recipe:
         """How many steps there are to take."""
         return self.settings.steps
 
-    def changed(self, **settings: int | None) -> Self:
+    def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
         """Return the recipe with other settings; None leaves one as it is."""
-        settings = {name: value for name, value in settings.items() if value is not None}
-        return replace(self, settings=replace(self.settings, **settings))
+        changes = {k: v for k, v in dict(steps=steps, seed=seed).items() if v is not None}
+        return replace(self, settings=replace(self.settings, **changes))
 
     def follow(self, folder: Path, mixed_precision: str) -> Iterator[TrainingStep]:
         """Train, or go on from the checkpoint in `folder`; see `run`."""
@@ -98,7 +96,7 @@ class TokenizerRecipe:
     product: ClassVar[str] = "vocab.json"
     steps: ClassVar[int] = 0
 
-    def changed(self, steps: int | None, seed: int | None) -> Self:
+    def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
         """Return the recipe itself, the same for every seed; raises ValueError for steps."""
         if steps is not None:
             raise ValueError(f"{self.name} is made without steps: leave --steps away")
@@ -121,7 +119,7 @@ class TokenizerRecipe:
             "settings": {"vocab_size": self.vocab_size, **asdict(self.config)},
             "cost": {
                 "seconds": round(time.perf_counter() - start, 3),
-                "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+                "machine": processor(),
             },
             "commit": made_by,
         }
@@ -276,90 +274,3 @@ def finish(
     }
     write_json(folder / "training.json", training)
     write_card(folder)
-
-
-def add_scores(folder: str | Path, scores: dict[str, Any]) -> None:
-    """Keep scores in `training.json` and in the card of a trained model."""
-    path = Path(folder) / "training.json"
-    training = read_json(path)
-    training["scores"] = training.get("scores", {}) | scores
-    write_json(path, training)
-    write_card(folder)
-
-
-def write_card(folder: str | Path) -> None:
-    """Write `card.md`, the readable form of `training.json` without the log."""
-    training = read_json(Path(folder) / "training.json")
-    describe = describe_training if "log" in training else describe_counting
-    lines = [
-        f"# {training['recipe']}",
-        "",
-        f"{training['summary'][0].upper()}{training['summary'][1:]}.",
-        "",
-        *describe(training),
-        f"- made by commit: {training['commit']}",
-        "",
-        "## Scores",
-        "",
-    ]
-    scores = training.get("scores", {})
-    lines += [f"- {name}: {value}" for name, value in scores.items()] or ["Not scored yet."]
-    with replacing(Path(folder) / "card.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def describe_training(training: dict[str, Any]) -> list[str]:
-    """Say how a network was trained."""
-    cost, settings = training["cost"], training["settings"]
-    return [
-        f"- data: {training['data']}, {training['examples']:,} training images",
-        f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
-        f" --steps {settings['steps']} --precision {cost['precision']}`",
-        f"- parameters: {training['parameters']:,}",
-        f"- cost: {cost['seconds'] / 60:.1f} minutes on {cost['machine']}; "
-        f"{settings['steps']:,} optimiser steps, {cost['images']:,} images seen",
-        f"- optimiser: AdamW, learning rate {settings['learning_rate']:g}, "
-        f"batch {settings['batch_size']}, moving average {settings['ema_decay']}",
-        f"- last loss: {training['log'][-1]['loss']:.4f} (the whole curve is in `training.json`)",
-    ]
-
-
-def describe_counting(training: dict[str, Any]) -> list[str]:
-    """Say how a tokenizer was made."""
-    cost, settings = training["cost"], training["settings"]
-    return [
-        f"- data: {training['data']}, {training['captions']:,} captions",
-        f"- recipe: `minisd train {training['recipe']}`",
-        f"- vocabulary: {training['vocab_size']:,} tokens, {training['merges']:,} of them merges",
-        f"- length: at most {settings['model_max_length']} tokens, start and end among them",
-        f"- cost: {cost['seconds']:.1f} seconds on {cost['machine']}",
-    ]
-
-
-def machine(accelerator: Accelerator) -> str:
-    """Name the machine that a run used."""
-    if accelerator.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{os.cpu_count()}-core {platform.machine()} CPU"
-    return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
-
-
-def commit() -> str:
-    """Return the commit of the code that runs, or the version where there is no repository.
-
-    "-dirty" marks a package that has changed since that commit.
-    """
-    from importlib.metadata import version
-
-    root = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    if not (root / ".git").exists():
-        return f"minisd {version('minisd')}"
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "-dirty" if git("status", "--porcelain", "--", "minisd") else ""
-    )

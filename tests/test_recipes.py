@@ -8,6 +8,7 @@ from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
 
 from minisd import DDIMScheduler, Tokenizer, UNet
+from minisd.cards import add_scores, write_card
 from minisd.data.postcards import Postcards
 from minisd.files import read_json, write_json
 from minisd.metrics import Judge
@@ -16,11 +17,9 @@ from minisd.recipes import (
     RECIPES,
     Recipe,
     TokenizerRecipe,
-    add_scores,
     find_recipe,
     postcards_clip,
     run,
-    write_card,
 )
 
 SHORT = {

@@ -31,7 +31,7 @@ def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
     for name, recipe in TINY.items():
-        short = recipe.changed(steps=10 if recipe.steps else None, seed=None)
+        short = recipe.changed(steps=10 if recipe.steps else None)
         monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
     monkeypatch.setattr("minisd.cli.best_device", lambda: torch.device("cpu"))
 
