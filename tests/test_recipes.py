@@ -291,7 +291,8 @@ def test_the_words_of_clip_are_those_of_its_tokenizer():
 
 
 def test_the_first_models_are_bundled():
-    assert {"digits-judge", "digits-ddpm", "tokenizer-postcards"} <= set(bundled())
+    names = {"digits-judge", "digits-ddpm", "postcards-judge", "tokenizer-postcards"}
+    assert names <= set(bundled())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
