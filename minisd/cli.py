@@ -56,14 +56,14 @@ def train(
 
     found = find_recipe(recipe)
     out = out or Path("runs") / recipe
-    total = steps or found.settings.steps
     loop = run(found, out, steps, seed, resume, precision.value)
-    with tqdm(total=total, unit="step", mininterval=1, delay=0.1) as bar:
+    with tqdm(total=steps or found.steps, unit="step", mininterval=1, delay=0.1) as bar:
         for step in loop:
             bar.update(step.step - bar.n)
             if step.log:
                 bar.set_postfix(loss=f"{step.log[-1]['loss']:.4f}", refresh=False)
-    typer.echo(f"{recipe}: {total} steps done, saved in {out}")
+    done = f"{bar.n} steps done, " if found.steps else ""
+    typer.echo(f"{recipe}: {done}saved in {out}")
 
 
 @app.command()
@@ -100,41 +100,21 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="The judge's checkpoint.")] = "digits-judge",
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
 ) -> None:
-    """Score a model of digits: the judge's accuracy, or FID, confidence and class balance."""
-    from minisd.data.digits import digits
+    """Score a model on what it was trained for, as its recipe says."""
+    from minisd.cards import add_scores
+    from minisd.evaluation import EvaluationSettings
     from minisd.files import read_json
-    from minisd.metrics import Judge, judge_accuracy, score_digits
     from minisd.pretrained import locate
-    from minisd.recipes import add_scores
+    from minisd.recipes import find_recipe
 
     folder = locate(model)
-    data = digits("test")
-    if "classes" in read_json(folder / "config.json"):
-        accuracy = judge_accuracy(Judge.from_pretrained(model), data.images, data.labels)
-        low, high = accuracy.interval
-        scores = {
-            f"accuracy on {accuracy.n:,} unseen digits ({data.source})": f"{accuracy.value:.2%} "
-            f"(95 % interval {low:.2%} to {high:.2%})"
-        }
-    else:
-        if n > len(data.images):
-            raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
-        referee = Judge.from_pretrained(judge)  # before the long part
-        samples = torch.cat(list(draw(model, n, seed, steps, sampler)))
-        generator = torch.Generator().manual_seed(seed)
-        found = score_digits(referee, samples, digits("train").images, data.images, generator)
-        low, high = found.fid_interval
-        shares = ", ".join(f"{k}: {share:.1%}" for k, share in enumerate(found.class_shares))
-        scores = {
-            "samples": f"{n:,}, seed {seed}, {steps} steps of {sampler.value}; judge {judge}; "
-            f"against {data.source}",
-            "FID (judge features, not comparable with Inception FID)": f"{found.fid:.3f} "
-            f"(95 % interval {low:.3f} to {high:.3f})",
-            "FID of real training digits": f"{found.fid_real:.3f}",
-            "FID ratio": f"{found.fid / found.fid_real:.2f}",
-            "judge confidence": f"{found.confidence:.2%} (real digits {found.confidence_real:.2%})",
-            "class balance": f"{found.class_balance:.4f} of 1 ({shares})",
-        }
+    recipe = find_recipe(read_json(folder / "training.json")["recipe"])
+
+    def samples() -> torch.Tensor:
+        return torch.cat(list(draw(model, n, seed, steps, sampler)))
+
+    settings = EvaluationSettings(samples, n, seed, steps, sampler.value, judge)
+    scores = recipe.evaluate(folder, settings)
     for name, value in scores.items():
         typer.echo(f"{name}: {value}")
     if save:

@@ -1,26 +1,35 @@
 """Chapters 4, 9 and 12: how good are the pictures? Judges, distances, confidence intervals."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.clip import CLIP
 from minisd.pretrained import Pretrained
+from minisd.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """The sizes of a judge; `classes` names each question and the number of its answers."""
+    """The sizes of a judge; `classes` names each question and the number of its answers.
+
+    What the last maps show is summed up on a grid of `layout` by `layout` cells: one where only
+    what is there matters, more where it also matters at which place.
+    """
 
     in_channels: int = 1
     channels: tuple[int, ...] = (32, 64, 128)
     num_features: int = 128
     classes: tuple[tuple[str, int], ...] = (("digit", 10),)
+    layout: int = 1
 
     def __post_init__(self):
+        if not isinstance(self.layout, int) or self.layout < 1:
+            raise ValueError(f"layout must be a positive integer, got {self.layout!r}")
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "classes", tuple((name, n) for name, n in self.classes))
 
@@ -47,7 +56,8 @@ class Judge(Pretrained, nn.Module):
                 width = channels
             layers.append(nn.MaxPool2d(2))
         self.body = nn.Sequential(*layers)
-        self.project = nn.Linear(width, config.num_features)
+        self.pool = nn.AdaptiveMaxPool2d(config.layout)
+        self.project = nn.Linear(width * config.layout**2, config.num_features)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.num_features, n) for name, n in config.classes}
         )
@@ -63,7 +73,7 @@ class Judge(Pretrained, nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the penultimate features (b, num_features), in which FID is measured."""
-        return F.silu(self.project(self.body(images).amax(dim=(2, 3))))
+        return F.silu(self.project(self.pool(self.body(images)).flatten(1)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.features(images)
@@ -71,10 +81,17 @@ class Judge(Pretrained, nn.Module):
 
 
 def judge_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the cross-entropy of (images (b,c,h,w), labels (b,)) after a small random warp."""
+    """Return the cross-entropy of (images (b,c,h,w), labels) after a small random warp.
+
+    Labels are (b,) for one question, (b,questions) for several, whose losses are summed.
+    """
     images, labels = batch
-    (logits,) = judge(random_warp(images, generator)).values()
-    return F.cross_entropy(logits, labels, label_smoothing=0.05)
+    answers = judge(random_warp(images, generator)).values()
+    columns = labels.view(len(labels), -1).unbind(1)
+    return sum(
+        F.cross_entropy(logits, column, label_smoothing=0.05)
+        for logits, column in zip(answers, columns, strict=True)
+    )
 
 
 def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -272,6 +289,48 @@ class Accuracy:
 
 def judge_accuracy(judge: Judge, images: Tensor, labels: Iterable[int]) -> Accuracy:
     """Count how many images (n,c,h,w) a judge with one question answers with their label."""
-    (question,) = judge.heads
-    answers = in_batches(lambda batch: judge(batch)[question].argmax(-1), images)
-    return Accuracy(int((answers == torch.as_tensor(labels)).sum()), len(images))
+    (accuracy,) = judge_accuracies(judge, images, torch.as_tensor(labels)[:, None]).values()
+    return accuracy
+
+
+def judge_accuracies(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Accuracy]:
+    """Count, question by question, how many images (n,c,h,w) a judge answers right.
+
+    Labels are (n,questions), in the order of the judge's questions.
+    """
+    answers = in_batches(
+        lambda batch: torch.stack([logits.argmax(-1) for logits in judge(batch).values()], dim=1),
+        images,
+    )
+    right = (answers == labels).sum(0).tolist()
+    return {
+        question: Accuracy(correct, len(images))
+        for question, correct in zip(judge.heads, right, strict=True)
+    }
+
+
+@torch.no_grad()
+def class_embeddings(clip: CLIP, tokenizer: Tokenizer, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """Return one embedding of length one per class: the mean of its prompts', (classes,embed_dim).
+
+    Radford et al. 2021, section 3.1.4.
+    """
+    means = [clip.encode_text(tokenizer(list(texts))).mean(dim=0) for texts in prompts]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def zero_shot(images: Tensor, classes: Tensor) -> Tensor:
+    """Return the class (n,) of the highest cosine, of embeddings (n,d) and (classes,d)."""
+    return (images @ classes.T).argmax(dim=1)
+
+
+def retrieve(queries: Tensor, keys: Tensor, group: int) -> Tensor:
+    """Return the index (m,) of the key that each query finds among the keys of its group.
+
+    Embeddings (n,d) are cut into whole groups, m = n - n mod `group`. Raises ValueError if there is
+    not one group.
+    """
+    if len(queries) < group:
+        raise ValueError(f"need at least one group of {group}, got {len(queries)}")
+    starts = range(0, len(queries) - group + 1, group)
+    return torch.cat([s + zero_shot(queries[s : s + group], keys[s : s + group]) for s in starts])

@@ -32,7 +32,7 @@ CHECKPOINTS = next(  # beside the modules once installed; in data/ in the reposi
 
 def bundled() -> list[str]:
     """Return the names of the checkpoints that come with minisd."""
-    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+    return sorted(path.parent.name for path in CHECKPOINTS.glob("*/card.md"))
 
 
 def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("*",)) -> Path:

@@ -1,28 +1,34 @@
 """Chapter 4: named, complete training set-ups: data, model, loss, optimiser, steps."""
 
-import os
-import platform
-import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Self
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
+from minisd import evaluation
+from minisd.cards import commit, machine, processor, write_card
+from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from minisd.data.captioned import Captioned
 from minisd.data.digits import digits
-from minisd.files import read_json, replacing, writable_folder, write_json
+from minisd.data.postcards import CLASSES, Postcards
+from minisd.evaluation import Evaluation
+from minisd.files import writable_folder, write_json
 from minisd.metrics import Judge, JudgeConfig, judge_loss
 from minisd.schedulers import DDPMScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
+from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
     CHECKPOINT,
     LossFunction,
     TrainingSettings,
     TrainingStep,
+    clip_loss,
     diffusion_loss,
     train,
 )
@@ -39,12 +45,117 @@ class Recipe:
     dataset: Callable[[], Dataset]
     loss: LossFunction
     settings: TrainingSettings
+    evaluate: Evaluation
     scheduler: Scheduler | None = None
+
+    product: ClassVar[str] = "model.safetensors"
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are to take."""
+        return self.settings.steps
+
+    def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
+        """Return the recipe with other settings; None leaves one as it is."""
+        changes = {k: v for k, v in dict(steps=steps, seed=seed).items() if v is not None}
+        return replace(self, settings=replace(self.settings, **changes))
+
+    def follow(self, folder: Path, mixed_precision: str) -> Iterator[TrainingStep]:
+        """Train, or go on from the checkpoint in `folder`; see `run`."""
+        accelerator = Accelerator(mixed_precision=mixed_precision)
+        if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
+        made_by = commit()  # now: the files may change while the run lasts
+        dataset = self.dataset()
+        with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
+            torch.random.manual_seed(self.settings.seed)
+            model = self.model()
+        state, checkpoint = None, folder / CHECKPOINT
+        for state in train(model, self.loss, dataset, self.settings, checkpoint, accelerator):
+            yield state
+
+        if accelerator.is_main_process:
+            finish(self, folder, state, dataset, accelerator, made_by)
+        accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A recipe without steps: a tokenizer is made by counting, and nothing is drawn at random.
+
+    It learns from the `captions` and `full_captions` of its data set.
+    """
+
+    name: str
+    summary: str
+    dataset: Callable[[], Dataset]
+    vocab_size: int
+    config: TokenizerConfig
+    evaluate: Evaluation
+
+    product: ClassVar[str] = "vocab.json"
+    steps: ClassVar[int] = 0
+
+    def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
+        """Return the recipe itself, the same for every seed; raises ValueError for steps."""
+        if steps is not None:
+            raise ValueError(f"{self.name} is made without steps: leave --steps away")
+        return self
+
+    def follow(self, folder: Path, mixed_precision: str) -> Iterator[TrainingStep]:
+        """Make the tokenizer and yield nothing; no network computes, so no precision matters."""
+        made_by, start = commit(), time.perf_counter()
+        dataset = self.dataset()
+        captions = dataset.captions + dataset.full_captions
+        tokenizer = Tokenizer.train(captions, self.vocab_size, self.config)
+        tokenizer.save_pretrained(folder)
+        training = {
+            "recipe": self.name,
+            "summary": self.summary,
+            "data": dataset.source,
+            "captions": len(captions),
+            "vocab_size": tokenizer.vocab_size,
+            "merges": len(tokenizer.ranks),
+            "settings": {"vocab_size": self.vocab_size, **asdict(self.config)},
+            "cost": {
+                "seconds": round(time.perf_counter() - start, 3),
+                "machine": processor(),
+            },
+            "commit": made_by,
+        }
+        write_json(folder / "training.json", training)
+        write_card(folder)
+        yield from ()
+
+
+AnyRecipe = Recipe | TokenizerRecipe
+
+
+def postcards_clip() -> CLIP:
+    """Return an untrained CLIP for postcards, whose words are those of tokenizer-postcards."""
+    tokenizer = Tokenizer.from_pretrained(evaluation.TOKENIZER)
+    text = CLIPTextConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_length=tokenizer.config.model_max_length,
+        eos_token_id=tokenizer.eos_token_id,
+        num_heads=3,
+    )
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2)))
 
 
 DIGITS_SCHEDULER = DDPMScheduler()
+JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
+CLIP_SETTINGS = TrainingSettings(
+    steps=1600, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+)
 
-RECIPES = {
+
+def examples(settings: TrainingSettings) -> int:
+    """Return how many pictures a run sees, where each is to be seen once."""
+    return settings.steps * settings.batch_size
+
+
+RECIPES: dict[str, AnyRecipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
@@ -54,6 +165,7 @@ RECIPES = {
             dataset=lambda: digits("train"),
             loss=judge_loss,
             settings=TrainingSettings(steps=3000, batch_size=128, learning_rate=2e-3),
+            evaluate=evaluation.evaluate_digits_judge,
         ),
         Recipe(
             name="digits-ddpm",
@@ -67,13 +179,43 @@ RECIPES = {
             settings=TrainingSettings(
                 steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
             ),
+            evaluate=evaluation.evaluate_digits,
             scheduler=DIGITS_SCHEDULER,
+        ),
+        TokenizerRecipe(
+            name="tokenizer-postcards",
+            summary="the words of the postcards' captions, as byte-pair encoding finds them",
+            dataset=lambda: Postcards("train"),
+            vocab_size=1000,
+            config=TokenizerConfig(model_max_length=33),  # the longest caption that can be has 31
+            evaluate=evaluation.evaluate_tokenizer,
+        ),
+        Recipe(
+            name="postcards-judge",
+            summary="a classifier with a head for each attribute, the judge of drawn postcards",
+            model=lambda: Judge(JudgeConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)),
+            dataset=lambda: Postcards("all", examples(JUDGE_SETTINGS), seed=1),
+            loss=judge_loss,
+            settings=JUDGE_SETTINGS,
+            evaluate=evaluation.evaluate_postcards_judge,
+        ),
+        Recipe(
+            name="clip-postcards",
+            summary="two transformers that place postcards and their captions in one space",
+            model=postcards_clip,
+            dataset=lambda: Captioned(
+                Postcards("train", examples(CLIP_SETTINGS)),
+                Tokenizer.from_pretrained(evaluation.TOKENIZER),
+            ),
+            loss=clip_loss,
+            settings=CLIP_SETTINGS,
+            evaluate=evaluation.evaluate_postcards_clip,
         ),
     )
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> AnyRecipe:
     """Return the recipe of that name, or raise ValueError that lists all names."""
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
@@ -81,7 +223,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def run(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     folder: str | Path,
     steps: int | None = None,
     seed: int | None = None,
@@ -94,40 +236,23 @@ def run(
     moving average, in half precision. Raises ValueError if the folder cannot be written, or holds
     a run already and `resume` is not set.
     """
-    changes = {"steps": steps, "seed": seed}
-    settings = replace(recipe.settings, **{k: v for k, v in changes.items() if v is not None})
+    recipe = recipe.changed(steps=steps, seed=seed)
     folder = writable_folder(folder)
-    checkpoint = folder / CHECKPOINT
-    if not resume and (checkpoint.exists() or (folder / "model.safetensors").exists()):
+    if not resume and any((folder / file).exists() for file in (CHECKPOINT, recipe.product)):
         raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
-
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
-    made_by = commit()  # now: the files may change while the run lasts
-    dataset = recipe.dataset()
-    with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
-        torch.random.manual_seed(settings.seed)
-        model = recipe.model()
-    state = None
-    for state in train(model, recipe.loss, dataset, settings, checkpoint, accelerator):
-        yield state
-
-    if accelerator.is_main_process:
-        finish(recipe, folder, settings, state, dataset, accelerator, made_by)
-    accelerator.wait_for_everyone()
+    yield from recipe.follow(folder, mixed_precision)
 
 
 def finish(
     recipe: Recipe,
     folder: Path,
-    settings: TrainingSettings,
     state: TrainingStep,
     dataset: Dataset,
     accelerator: Accelerator,
     made_by: str,
 ) -> None:
     """Write model, scheduler, log and card of a run that is complete."""
+    settings = recipe.settings
     state.ema.save_pretrained(folder, dtype=torch.float16)
     if recipe.scheduler is not None:
         recipe.scheduler.save_pretrained(folder)
@@ -149,70 +274,3 @@ def finish(
     }
     write_json(folder / "training.json", training)
     write_card(folder)
-
-
-def add_scores(folder: str | Path, scores: dict[str, Any]) -> None:
-    """Keep scores in `training.json` and in the card of a trained model."""
-    path = Path(folder) / "training.json"
-    training = read_json(path)
-    training["scores"] = training.get("scores", {}) | scores
-    write_json(path, training)
-    write_card(folder)
-
-
-def write_card(folder: str | Path) -> None:
-    """Write `card.md`, the readable form of `training.json` without the log."""
-    training = read_json(Path(folder) / "training.json")
-    cost, settings = training["cost"], training["settings"]
-    lines = [
-        f"# {training['recipe']}",
-        "",
-        f"{training['summary'][0].upper()}{training['summary'][1:]}.",
-        "",
-        f"- data: {training['data']}, {training['examples']:,} training images",
-        f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
-        f" --steps {settings['steps']} --precision {cost['precision']}`",
-        f"- parameters: {training['parameters']:,}",
-        f"- cost: {cost['seconds'] / 60:.1f} minutes on {cost['machine']}; "
-        f"{settings['steps']:,} optimiser steps, {cost['images']:,} images seen",
-        f"- optimiser: AdamW, learning rate {settings['learning_rate']:g}, "
-        f"batch {settings['batch_size']}, moving average {settings['ema_decay']}",
-        f"- last loss: {training['log'][-1]['loss']:.4f} (the whole curve is in `training.json`)",
-        f"- made by commit: {training['commit']}",
-        "",
-        "## Scores",
-        "",
-    ]
-    scores = training.get("scores", {})
-    lines += [f"- {name}: {value}" for name, value in scores.items()] or ["Not scored yet."]
-    with replacing(Path(folder) / "card.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def machine(accelerator: Accelerator) -> str:
-    """Name the machine that a run used."""
-    if accelerator.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{os.cpu_count()}-core {platform.machine()} CPU"
-    return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
-
-
-def commit() -> str:
-    """Return the commit of the code that runs, or the version where there is no repository.
-
-    "-dirty" marks a package that has changed since that commit.
-    """
-    from importlib.metadata import version
-
-    root = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    if not (root / ".git").exists():
-        return f"minisd {version('minisd')}"
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "-dirty" if git("status", "--porcelain", "--", "minisd") else ""
-    )

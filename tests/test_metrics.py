@@ -10,20 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional import image as torchmetrics
 
+from minisd import (
+    CLIP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Tokenizer,
+    TokenizerConfig,
+)
 from minisd.metrics import (
     Accuracy,
     Judge,
     JudgeConfig,
     bootstrap_interval,
+    class_embeddings,
     frechet_distance,
     in_batches,
+    judge_accuracies,
     judge_accuracy,
     judge_loss,
     psnr,
     random_warp,
+    retrieve,
     score_digits,
     ssim,
     wilson_interval,
+    zero_shot,
 )
 
 
@@ -285,6 +297,92 @@ def test_judge_accuracy_counts():
     accuracy = judge_accuracy(judge, images, labels)
     assert accuracy == Accuracy(18, 30) and accuracy.value == 0.6
     assert accuracy.interval == wilson_interval(18, 30)
+
+
+def test_judge_accuracies_count_question_by_question():
+    judge = Judge(JudgeConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4)))).eval()
+    images = torch.randn(30, 3, 16, 16)
+    with torch.no_grad():
+        labels = torch.stack([logits.argmax(-1) for logits in judge(images).values()], dim=1)
+    labels[:12, 0] = (labels[:12, 0] + 1) % 10
+    labels[3:6, 1] = (labels[3:6, 1] + 1) % 4
+    expected = {"subject": Accuracy(18, 30), "sky": Accuracy(27, 30)}
+    assert judge_accuracies(judge, images, labels) == expected
+
+
+def test_judge_loss_sums_over_questions(generator):
+    judge = Judge(JudgeConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
+    images, labels = (
+        torch.randn(5, 3, 16, 16),
+        torch.tensor([[0, 1], [9, 3], [4, 2], [5, 0], [1, 1]]),
+    )
+    loss = judge_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    answers = judge(random_warp(images, torch.Generator().manual_seed(3)))
+    parts = [
+        torch.nn.functional.cross_entropy(answers[name], labels[:, i], label_smoothing=0.05)
+        for i, name in enumerate(("subject", "sky"))
+    ]
+    assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
+    with pytest.raises(ValueError):  # a column for each question
+        judge_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
+
+
+def test_a_judge_with_a_layout_sees_where():
+    """One bright dot, left or right: the same to a global maximum, not to a grid of cells."""
+    images = torch.zeros(2, 1, 32, 32)
+    images[0, 0, 16, 8] = images[1, 0, 16, 24] = 5
+    for layout in (1, 2, 4):
+        torch.manual_seed(0)
+        judge = Judge(JudgeConfig(1, (8, 8), 6, (("place", 2),), layout)).eval()
+        assert judge.project.in_features == 8 * layout**2
+        with torch.no_grad():
+            left, right = judge.features(images)
+        assert ((left - right).abs().max() < 0.02) == (layout == 1)  # padding is felt a little
+
+
+@pytest.mark.parametrize("layout", [0, -1, 1.5])
+def test_an_impossible_layout_raises(layout):
+    with pytest.raises(ValueError, match="layout must be a positive integer"):
+        JudgeConfig(layout=layout)
+
+
+def test_the_judge_of_digits_is_what_it_was():
+    """Its config names no layout, and its features are those of a maximum over all places."""
+    judge = Judge.from_pretrained("digits-judge")
+    assert judge.config == JudgeConfig()
+    images = torch.randn(4, 1, 28, 28)
+    features = torch.nn.functional.silu(judge.project(judge.body(images).amax(dim=(2, 3))))
+    assert torch.equal(judge.features(images), features)
+
+
+# CLIP as a judge
+
+
+def test_zero_shot_takes_the_highest_cosine():
+    classes = torch.eye(3)
+    images = torch.tensor([[0.9, 0.3, 0.0], [0.1, 0.2, 0.7], [0.0, 0.8, 0.6]])
+    assert zero_shot(images, classes).tolist() == [0, 2, 1]
+
+
+def test_a_class_is_the_mean_of_its_prompts():
+    tokenizer = Tokenizer.train(["a red tent", "a tent"], 300, TokenizerConfig(model_max_length=9))
+    text = CLIPTextConfig(tokenizer.vocab_size, 9, 8, 1, 1, tokenizer.eos_token_id)
+    clip = CLIP(CLIPConfig(text, CLIPVisionConfig(16, 8, 3, 8, 1, 1), 4)).eval()
+    classes = class_embeddings(clip, tokenizer, [["a red tent", "a tent"], ["red"]])
+    with torch.no_grad():
+        a, b, c = clip.encode_text(tokenizer(["a red tent", "a tent", "red"]))
+    assert torch.allclose(classes[0], (a + b) / (a + b).norm(), atol=1e-6)
+    assert torch.allclose(classes[1], c, atol=1e-6)
+    assert not classes.requires_grad
+
+
+def test_retrieval_stays_in_its_group():
+    keys = torch.eye(4).repeat(2, 1)  # the second group repeats the first
+    queries = keys[[0, 1, 3, 2, 4, 5, 6, 7]]
+    assert retrieve(queries, keys, 4).tolist() == [0, 1, 3, 2, 4, 5, 6, 7]
+    assert len(retrieve(queries, keys, 3)) == 6  # what is no whole group is left out
+    with pytest.raises(ValueError, match="one group of 9, got 8"):
+        retrieve(queries, keys, 9)
 
 
 # The warp

@@ -1,6 +1,5 @@
 import json
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -8,21 +7,36 @@ from safetensors.torch import load_file
 from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
 
-from minisd import DDIMScheduler, UNet
+from minisd import DDIMScheduler, Tokenizer, UNet
+from minisd.cards import add_scores, write_card
+from minisd.data.postcards import Postcards
 from minisd.files import read_json, write_json
 from minisd.metrics import Judge
 from minisd.pretrained import CHECKPOINTS, bundled
-from minisd.recipes import RECIPES, add_scores, find_recipe, run, write_card
+from minisd.recipes import (
+    RECIPES,
+    Recipe,
+    TokenizerRecipe,
+    find_recipe,
+    postcards_clip,
+    run,
+)
 
 SHORT = {
-    name: replace(recipe, settings=replace(recipe.settings, steps=20))
-    for name, recipe in TINY.items()
+    name: recipe.changed(steps=20) for name, recipe in TINY.items() if isinstance(recipe, Recipe)
 }
+TOKENIZER = TINY["tiny-tokenizer"]
+NETWORKS = [name for name in bundled() if isinstance(RECIPES[name], Recipe)]
+TOKENIZERS = [name for name in bundled() if isinstance(RECIPES[name], TokenizerRecipe)]
 
 
 def follow(recipe, folder, **settings):
     *_, last = run(recipe, folder, **settings)
     return last
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +54,19 @@ def test_recipes_are_found_by_name():
 
 
 def test_every_recipe_builds_a_model_that_its_loss_can_train():
-    images, labels = torch.randn(2, 1, 28, 28), torch.tensor([3, 8])
+    postcards = Postcards("train", 2)
+    ids = Tokenizer.from_pretrained("tokenizer-postcards")(postcards.captions)
+    batches = {
+        "digits-judge": [torch.randn(2, 1, 28, 28), torch.tensor([3, 8])],
+        "digits-ddpm": [torch.randn(2, 1, 28, 28), torch.tensor([3, 8])],
+        "postcards-judge": [postcards.images(), postcards.labels],
+        "clip-postcards": [postcards.images(), ids],
+    }
     for recipe in RECIPES.values():
-        model = recipe.model()
-        loss = recipe.loss(model, [images, labels], torch.Generator().manual_seed(0))
-        assert loss.ndim == 0 and loss.isfinite()
-        loss.backward()
+        if isinstance(recipe, Recipe):
+            loss = recipe.loss(recipe.model(), batches[recipe.name], torch.Generator())
+            assert loss.ndim == 0 and loss.isfinite()
+            loss.backward()
 
 
 def test_a_run_leaves_model_scheduler_log_and_card(finished):
@@ -103,10 +124,10 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(finished):
     folder, _ = finished
-    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    before = contents(folder)
     with pytest.raises(ValueError, match="holds a run already: add --resume"):
         follow(SHORT["tiny-ddpm"], folder)
-    assert before == {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    assert before == contents(folder)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +135,11 @@ def test_a_folder_with_a_run_is_not_overwritten(finished):
 )
 def test_a_run_killed_while_it_finished_can_be_finished(lost, tmp_path):
     follow(SHORT["tiny-classifier"], tmp_path, steps=10)
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    before = contents(tmp_path)
     for name in lost:
         (tmp_path / name).unlink()
     follow(SHORT["tiny-classifier"], tmp_path, steps=10, resume=True)
-    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    assert before == contents(tmp_path)
 
 
 def test_resume_where_nothing_was_begun_begins(tmp_path, finished):
@@ -166,14 +187,115 @@ def test_the_card_says_what_training_json_says(finished):
     assert f"last loss: {last.log[-1]['loss']:.4f}" in card
 
 
+# A recipe without steps
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tokenizer"
+    assert list(run(TOKENIZER, folder)) == []
+    return folder
+
+
+def test_a_tokenizer_is_made_without_steps(tokenizer):
+    assert sorted(os.listdir(tokenizer)) == [
+        "card.md",
+        "merges.txt",
+        "tokenizer_config.json",
+        "training.json",
+        "vocab.json",
+    ]
+    made, data = Tokenizer.from_pretrained(tokenizer), TOKENIZER.dataset()
+    learned = Tokenizer.train(
+        data.captions + data.full_captions, TOKENIZER.vocab_size, TOKENIZER.config
+    )
+    assert (made.vocab, made.ranks, made.config) == (learned.vocab, learned.ranks, learned.config)
+
+
+def test_training_json_and_card_tell_how_a_tokenizer_was_made(tokenizer):
+    training = read_json(tokenizer / "training.json")
+    assert training["recipe"] == "tiny-tokenizer" and training["data"] == "postcards"
+    assert training["captions"] == 120 and training["vocab_size"] == 300
+    assert training["merges"] == 300 - 256 - 2
+    assert training["settings"]["model_max_length"] == 40
+    assert training["cost"]["seconds"] > 0 and training["commit"]
+    card = (tokenizer / "card.md").read_text()
+    for text in ("# tiny-tokenizer", "120 captions", "300 tokens, 42 of them merges", "Not scored"):
+        assert text in card
+
+
+def test_a_tokenizer_is_not_overwritten_and_resumes_to_itself(tokenizer):
+    before = contents(tokenizer)
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        list(run(TOKENIZER, tokenizer))
+    assert contents(tokenizer) == before
+    list(run(TOKENIZER, tokenizer, seed=3, resume=True))
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (tokenizer / name).read_bytes() == before[name]
+
+
+def test_a_tokenizer_has_no_steps(tmp_path):
+    with pytest.raises(ValueError, match="tiny-tokenizer is made without steps"):
+        list(run(TOKENIZER, tmp_path / "new", steps=100))
+    assert os.listdir(tmp_path) == []
+
+
+# Postcards
+
+
+@pytest.mark.parametrize("name", ["tiny-postcards-judge", "tiny-clip"])
+def test_a_recipe_of_postcards_runs_and_resumes(name, tmp_path):
+    recipe = SHORT[name].changed(steps=10)
+    last = follow(recipe, tmp_path / "whole")
+    kept = type(last.ema).from_pretrained(tmp_path / "whole")
+    assert kept.config == last.ema.config
+    loop = run(recipe, tmp_path / "parts")
+    while next(loop).step < 7:
+        pass
+    loop.close()
+    follow(recipe, tmp_path / "parts", resume=True)
+    both = [(tmp_path / part / "model.safetensors").read_bytes() for part in ("whole", "parts")]
+    assert both[0] == both[1]
+
+
+def test_clip_needs_its_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr("minisd.evaluation.TOKENIZER", "no-such-tokenizer")
+    with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
+        follow(SHORT["tiny-clip"], tmp_path)
+    with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
+        RECIPES["clip-postcards"].model()
+
+
+def test_the_longest_caption_that_can_be_fits_the_tokenizer():
+    tokenizer = Tokenizer.from_pretrained("tokenizer-postcards")
+    longest = (
+        "a picture of a little purple hot-air balloon over snowy ground with a flash of lightning "
+        "and two trees, on the left side, under a stormy sky"
+    )
+    assert len(tokenizer.encode(longest)) == 31 == tokenizer.config.model_max_length - 2
+    for split in ("train", "test", "held_out"):
+        captions = Postcards(split, 3000, seed=9).full_captions
+        assert max(len(tokenizer.encode(caption)) for caption in captions) <= 31
+
+
+def test_the_words_of_clip_are_those_of_its_tokenizer():
+    tokenizer, clip = Tokenizer.from_pretrained("tokenizer-postcards"), postcards_clip()
+    text = clip.config.text
+    assert text.vocab_size == tokenizer.vocab_size
+    assert text.max_length == tokenizer.config.model_max_length
+    assert text.eos_token_id == tokenizer.eos_token_id
+    assert clip(torch.zeros(2, 3, 64, 64), tokenizer(["a red tent"] * 3)).shape == (2, 3)
+
+
 # The checkpoints that come with the package
 
 
 def test_the_first_models_are_bundled():
-    assert {"digits-judge", "digits-ddpm"} <= set(bundled())
+    names = {"digits-judge", "digits-ddpm", "postcards-judge", "tokenizer-postcards"}
+    assert names <= set(bundled())
 
 
-@pytest.mark.parametrize("name", bundled())
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_bundled_checkpoint_is_complete(name, tmp_path):
     folder = CHECKPOINTS / name
     training = read_json(folder / "training.json")
@@ -199,7 +321,21 @@ def test_a_bundled_checkpoint_is_complete(name, tmp_path):
     assert (folder / "card.md").read_text() == (tmp_path / "card.md").read_text()
 
 
-@pytest.mark.parametrize("name", bundled())
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_bundled_tokenizer_is_what_its_recipe_makes(name, tmp_path):
+    folder, recipe = CHECKPOINTS / name, RECIPES[name]
+    training = read_json(folder / "training.json")
+    assert training["recipe"] == name and training["summary"] == recipe.summary
+    assert training["commit"] and training["scores"]
+    list(run(recipe, tmp_path))
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (folder / file).read_bytes() == (tmp_path / file).read_bytes()
+    write_json(tmp_path / "training.json", training)
+    write_card(tmp_path)
+    assert (folder / "card.md").read_text() == (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_bundled_checkpoint_was_made_by_its_recipe(name):
     training, recipe = read_json(CHECKPOINTS / name / "training.json"), find_recipe(name)
     model = recipe.model()

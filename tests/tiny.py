@@ -1,7 +1,7 @@
 """Recipes so small that a whole run takes seconds; as a script: `tiny.py RECIPE FOLDER [--resume]`.
 
 `tiny-ddpm` is a DDPM of digits, `tiny-classifier` draws no random number while it trains; both see
-the UCI digits at half size, 14x14.
+the UCI digits at half size, 14x14. The others see a few postcards.
 """
 
 import sys
@@ -10,17 +10,34 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from minisd import UNet, UNetConfig
+from minisd import (
+    CLIP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Tokenizer,
+    TokenizerConfig,
+    UNet,
+    UNetConfig,
+)
+from minisd import evaluation as scores
+from minisd.data.captioned import Captioned
 from minisd.data.digits import Digits, uci_digits
-from minisd.metrics import Judge, JudgeConfig
-from minisd.recipes import Recipe, run
+from minisd.data.postcards import CLASSES, Postcards
+from minisd.metrics import Judge, JudgeConfig, judge_loss
+from minisd.recipes import Recipe, TokenizerRecipe, run
 from minisd.schedulers import DDPMScheduler
-from minisd.training import TrainingSettings, diffusion_loss
+from minisd.training import TrainingSettings, clip_loss, diffusion_loss
 
 TINY_UNET = UNetConfig(
     sample_size=14, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
 )
 TINY_JUDGE = JudgeConfig(channels=(8, 16), num_features=16)
+TINY_CLIP = CLIPConfig(
+    CLIPTextConfig(511, 33, dim=16, num_layers=1, num_heads=1, eos_token_id=510),
+    CLIPVisionConfig(64, 16, dim=16, num_layers=1, num_heads=1),
+    embed_dim=8,
+)
 SCHEDULER = DDPMScheduler(num_train_timesteps=200, beta_end=0.1)
 
 
@@ -47,6 +64,7 @@ RECIPES = {
             dataset=small_digits,
             loss=diffusion_loss(SCHEDULER),
             settings=SETTINGS,
+            evaluate=scores.evaluate_digits,
             scheduler=SCHEDULER,
         ),
         Recipe(
@@ -56,6 +74,35 @@ RECIPES = {
             dataset=small_digits,
             loss=plain_loss,
             settings=replace(SETTINGS, steps=60, learning_rate=1e-2),
+            evaluate=scores.evaluate_digits_judge,
+        ),
+        TokenizerRecipe(
+            name="tiny-tokenizer",
+            summary="a tokenizer of a few words",
+            dataset=lambda: Postcards("train", 60),
+            vocab_size=300,
+            config=TokenizerConfig(model_max_length=40),
+            evaluate=scores.evaluate_tokenizer,
+        ),
+        Recipe(
+            name="tiny-postcards-judge",
+            summary="a tiny classifier with a head for each attribute",
+            model=lambda: Judge(JudgeConfig(3, (8, 8, 8), 16, CLASSES, layout=2)),
+            dataset=lambda: Postcards("all", 64),
+            loss=judge_loss,
+            settings=SETTINGS,
+            evaluate=scores.evaluate_postcards_judge,
+        ),
+        Recipe(
+            name="tiny-clip",
+            summary="two tiny transformers",
+            model=lambda: CLIP(TINY_CLIP),
+            dataset=lambda: Captioned(
+                Postcards("train", 64), Tokenizer.from_pretrained(scores.TOKENIZER)
+            ),
+            loss=clip_loss,
+            settings=SETTINGS,
+            evaluate=scores.evaluate_postcards_clip,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -30,7 +31,7 @@ def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
     for name, recipe in TINY.items():
-        short = replace(recipe, settings=replace(recipe.settings, steps=10))
+        short = recipe.changed(steps=10 if recipe.steps else None)
         monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
     monkeypatch.setattr("minisd.cli.best_device", lambda: torch.device("cpu"))
 
@@ -69,7 +70,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    monkeypatch.setattr("minisd.data.digits.digits", uci_digits)
+    monkeypatch.setattr("minisd.evaluation.digits", uci_digits)
 
 
 def tree(folder):
@@ -179,6 +180,32 @@ def test_evaluate_keeps_the_scores_when_asked(command, judge, few_digits):
     assert f"- {out.strip()}" in (judge / "card.md").read_text()
 
 
+def test_a_tokenizer_is_trained_and_scored_like_a_network(command, tmp_path):
+    status, out, _ = command("train", "tiny-tokenizer")
+    assert status == 0 and out == "tiny-tokenizer: saved in runs/tiny-tokenizer\n"
+    status, out, _ = command("evaluate", "runs/tiny-tokenizer", "-n", 30, "--save")
+    assert status == 0
+    assert out.startswith("vocabulary: 300 tokens\ntokens in 30 unseen captions: ")
+    assert "full captions that decode to themselves: 100.00% (95 % interval 88.65%" in out
+    card = (tmp_path / "runs" / "tiny-tokenizer" / "card.md").read_text()
+    assert all(f"- {line}" in card for line in out.splitlines())
+    line = one_line(*command("train", "tiny-tokenizer", "--steps", 5, "--out", "there"))
+    assert "made without steps" in line and not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny-postcards-judge", "tiny-clip"])
+def test_models_of_postcards_are_scored_attribute_by_attribute(command, tmp_path, name):
+    assert command("train", name)[0] == 0
+    status, out, _ = command("evaluate", f"runs/{name}", "-n", 20, "--save")
+    assert status == 0
+    for attribute in ("subject", "colour", "sky", "ground", "place"):
+        for split in ("seen", "held-out"):
+            assert re.search(rf"{attribute}, 20 postcards, {split} combinations: \d+.\d\d%", out)
+    assert ("recall@1" in out) == (name == "tiny-clip")
+    card = (tmp_path / "runs" / name / "card.md").read_text()
+    assert all(f"- {line}" in card for line in out.splitlines())
+
+
 def test_info_lists_recipes_and_checkpoints(command):
     status, out, _ = command("info")
     assert status == 0
@@ -216,6 +243,13 @@ def broken(model, tmp_path, file, content):
         (folder / original.name).write_bytes(original.read_bytes())
     (folder / file).write_bytes(content)
     return folder
+
+
+def test_a_model_that_no_recipe_made(command, tmp_path, model):
+    folder = broken(model, tmp_path, "training.json", b'{"recipe": "alchemy"}')
+    assert "unknown recipe 'alchemy'" in one_line(*command("evaluate", folder))
+    (folder / "training.json").unlink()
+    assert "training.json does not exist" in one_line(*command("evaluate", folder))
 
 
 @pytest.mark.parametrize("action", ["generate", "evaluate", "info"])

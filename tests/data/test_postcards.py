@@ -30,7 +30,7 @@ from minisd.data.postcards import (
     masks,
     render,
 )
-from minisd.data.postcards.captions import compose
+from minisd.data.postcards.captions import compose, prompts
 from minisd.data.postcards.drawing import COLOURS, LIGHT
 from minisd.data.postcards.scenes import mix
 
@@ -135,6 +135,24 @@ def test_the_canonical_caption_and_the_generator(generator):
     again = torch.Generator().manual_seed(0)
     texts = [caption(scene, generator, full=True) for _ in range(20)]
     assert texts == [caption(scene, again, full=True) for _ in range(20)] and len(set(texts)) > 10
+
+
+@pytest.mark.parametrize("attribute", JUDGED)
+def test_prompts_name_one_value_and_a_noun(attribute):
+    values = prompts(attribute)
+    assert len(values) == len(ATTRIBUTES[attribute])
+    for value, texts in zip(ATTRIBUTES[attribute], values, strict=True):
+        assert len(set(texts)) >= 3
+        for text in texts:
+            found = named(text, JUDGED)
+            assert found.pop(attribute) == {value}, text
+            subjects = found.pop("subject", {"the one asked for"})
+            assert len(subjects) == 1 and not any(found.values()), text
+
+
+def test_prompts_are_for_what_captions_name():
+    with pytest.raises(ValueError, match="one of subject, colour, .* got 'trees'"):
+        prompts("trees")
 
 
 # Which scenes there are

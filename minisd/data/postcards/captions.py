@@ -2,7 +2,7 @@
 
 import torch
 
-from minisd.data.postcards.scenes import Scene
+from minisd.data.postcards.scenes import ATTRIBUTES, Scene
 
 NOUNS = {
     "temple": ("temple", "shrine"),
@@ -137,3 +137,31 @@ def with_article(phrase: str) -> str:
     """Put "a" or "an" before a phrase."""
     phrase = " ".join(phrase.split())
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def prompts(attribute: str) -> list[list[str]]:
+    """Return, for each value of an attribute, captions that name it, a noun, and nothing else.
+
+    They run through all nouns and synonyms, so that their mean stands for the value alone. Raises
+    ValueError for an attribute that full captions do not name.
+    """
+    nouns = [noun for synonyms in NOUNS.values() for noun in synonyms]
+    standing = [noun for noun in nouns if noun not in NOUNS["boat"] + NOUNS["balloon"]]
+
+    def pairs(
+        nouns: list[str], phrases: dict[str, tuple[str, ...]], comma: str = ""
+    ) -> list[list[str]]:
+        return [
+            [f"a {n}{comma} {phrase}" for n in nouns for phrase in row] for row in phrases.values()
+        ]
+
+    written = {
+        "subject": [[f"{frame}a {n}" for frame in FRAMES for n in row] for row in NOUNS.values()],
+        "colour": [[f"a {colour} {n}" for n in nouns] for colour in ATTRIBUTES["colour"]],
+        "sky": pairs(nouns, SKIES),
+        "ground": pairs(standing, GROUNDS),
+        "place": pairs(nouns, PLACES, comma=","),
+    }
+    if attribute not in written:
+        raise ValueError(f"attribute must be one of {', '.join(written)}, got {attribute!r}")
+    return written[attribute]

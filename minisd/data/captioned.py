@@ -1,0 +1,49 @@
+"""Chapter 7: pictures with captions, as the pairs that CLIP and latent diffusion learn from."""
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minisd.tokenizer import Tokenizer
+
+
+class Captioned(Dataset):
+    """Pairs (image (c,h,w), ids (n,) int64) of a data set that has pictures and `captions`.
+
+    Of each item of `dataset` the first entry is the picture; `captions` are others than its own, if
+    given. Raises ValueError if there is not one caption for each picture, or if the tokenizer
+    would cut one short.
+    """
+
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, captions: list[str] | None = None):
+        self.dataset, self.source = dataset, dataset.source
+        self.captions = dataset.captions if captions is None else captions
+        if len(self.captions) != len(dataset):
+            raise ValueError(f"{len(dataset)} pictures have {len(self.captions)} captions")
+        self.ids = tokenizer(self.captions)
+        check_lengths(self.captions, self.ids, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.dataset[index][0], self.ids[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return the items of a batch; a DataLoader calls this in place of `__getitem__`."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return [self[index] for index in indices]
+        items = self.dataset.__getitems__(indices)
+        return [(item[0], ids) for item, ids in zip(items, self.ids[indices], strict=True)]
+
+
+def check_lengths(captions: list[str], ids: Tensor, tokenizer: Tokenizer) -> None:
+    """Raise ValueError that shows a caption which the tokenizer cut short to ids (m,n), if any."""
+    room = ids.shape[1] - 2
+    filled = (ids[:, -2] != tokenizer.pad_token_id).nonzero().flatten().tolist()
+    lengths = {captions[row]: len(tokenizer.encode(captions[row])) for row in filled}
+    longest = max(lengths, key=lengths.get, default=None)
+    if longest is not None and lengths[longest] > room:
+        raise ValueError(
+            f"captions must have at most {room} tokens, got {lengths[longest]}: {longest!r}; "
+            "shorten it, or train a tokenizer for your captions"
+        )

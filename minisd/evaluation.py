@@ -1,0 +1,144 @@
+"""Chapters 4 to 12: the scores that a card shows, one function for each kind of model.
+
+A recipe names the function that scores what it makes; `minisd evaluate` calls it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisd.clip import CLIP
+from minisd.data.digits import digits
+from minisd.data.postcards import CLASSES, Postcards
+from minisd.data.postcards.captions import prompts
+from minisd.metrics import (
+    Accuracy,
+    Judge,
+    class_embeddings,
+    in_batches,
+    judge_accuracies,
+    judge_accuracy,
+    retrieve,
+    score_digits,
+    zero_shot,
+)
+from minisd.tokenizer import Tokenizer
+
+UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
+SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
+TOKENIZER = "tokenizer-postcards"
+GROUP = 256  # among how many retrieval chooses
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How to score; `draw` samples from the model, where the model draws pictures."""
+
+    draw: Callable[[], Tensor]
+    n: int = 5000
+    seed: int = 0
+    steps: int = 25
+    sampler: str = "ddpm"
+    judge: str = "digits-judge"
+
+
+Scores = dict[str, str]
+Evaluation = Callable[[Path, EvaluationSettings], Scores]
+
+
+def in_words(accuracy: Accuracy) -> str:
+    """Write a share with its interval."""
+    low, high = accuracy.interval
+    return f"{accuracy.value:.2%} (95 % interval {low:.2%} to {high:.2%})"
+
+
+def evaluate_digits_judge(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a judge of digits on all unseen digits."""
+    data = digits("test")
+    accuracy = judge_accuracy(Judge.from_pretrained(folder), data.images, data.labels)
+    return {f"accuracy on {accuracy.n:,} unseen digits ({data.source})": in_words(accuracy)}
+
+
+def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a judge of postcards, question by question, on unseen scenes."""
+    judge, scores = Judge.from_pretrained(folder), {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        for question, accuracy in judge_accuracies(judge, data.images(), data.labels).items():
+            scores[f"{question}, {accuracy.n:,} postcards, {name}"] = in_words(accuracy)
+    return scores
+
+
+def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a model that draws digits: FID, the judge's confidence, and class balance."""
+    n, data = settings.n, digits("test")
+    if n > len(data.images):
+        raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
+    referee = Judge.from_pretrained(settings.judge)  # before the long part
+    samples = settings.draw()
+    generator = torch.Generator().manual_seed(settings.seed)
+    found = score_digits(referee, samples, digits("train").images, data.images, generator)
+    low, high = found.fid_interval
+    shares = ", ".join(f"{k}: {share:.1%}" for k, share in enumerate(found.class_shares))
+    return {
+        "samples": f"{n:,}, seed {settings.seed}, {settings.steps} steps of {settings.sampler}; "
+        f"judge {settings.judge}; against {data.source}",
+        "FID (judge features, not comparable with Inception FID)": f"{found.fid:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f})",
+        "FID of real training digits": f"{found.fid_real:.3f}",
+        "FID ratio": f"{found.fid / found.fid_real:.2f}",
+        "judge confidence": f"{found.confidence:.2%} (real digits {found.confidence_real:.2%})",
+        "class balance": f"{found.class_balance:.4f} of 1 ({shares})",
+    }
+
+
+def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a tokenizer on captions that it has not learned from: how short, and how exact."""
+    tokenizer, scores = Tokenizer.from_pretrained(folder), {}
+    data = Postcards("held_out", settings.n, seed=UNSEEN_SEED)
+    for name, captions in (("captions", data.captions), ("full captions", data.full_captions)):
+        ids = [tokenizer.encode(caption) for caption in captions]
+        lengths = torch.tensor([len(row) for row in ids], dtype=torch.float64)
+        exact = sum(map(str.__eq__, map(tokenizer.decode, ids), captions))
+        scores[f"tokens in {settings.n:,} unseen {name}"] = (
+            f"{lengths.mean():.1f} on average, at most {int(lengths.max())}"
+        )
+        scores[f"{name} that decode to themselves"] = in_words(Accuracy(exact, settings.n))
+    return {"vocabulary": f"{tokenizer.vocab_size:,} tokens", **scores}
+
+
+def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a CLIP of postcards: naming what is there, and finding the other half of a pair."""
+    clip, tokenizer, scores = CLIP.from_pretrained(folder), Tokenizer.from_pretrained(TOKENIZER), {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images = in_batches(clip.encode_image, data.images())
+        texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
+        for (attribute, _), labels in zip(CLASSES, data.labels.T, strict=True):
+            classes = class_embeddings(clip, tokenizer, prompts(attribute))
+            right = Accuracy(int((zero_shot(images, classes) == labels).sum()), settings.n)
+            scores[f"zero-shot {attribute}, {settings.n:,} postcards, {name}"] = in_words(right)
+        group = min(GROUP, settings.n)
+        for found, queries, keys in (("caption", images, texts), ("postcard", texts, images)):
+            exact, same = retrieval(queries, keys, data.labels, group)
+            scores[f"{found} found among {group} (recall@1), {name}"] = (
+                f"{in_words(exact)}; all attributes right: {in_words(same)}"
+            )
+    return scores
+
+
+def retrieval(
+    queries: Tensor, keys: Tensor, labels: Tensor, group: int
+) -> tuple[Accuracy, Accuracy]:
+    """Count the queries (n,d) that find their own key (n,d), and those that find one like it.
+
+    Two scenes whose labels (n,k) agree have captions that are true of both.
+    """
+    found = retrieve(queries, keys, group)
+    n = len(found)
+    exact = found == torch.arange(n)
+    same = (labels[found] == labels[:n]).all(dim=1)
+    return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from minisd import Tokenizer, TokenizerConfig
+from minisd.data.captioned import Captioned
+from minisd.data.postcards import Postcards
+
+
+@pytest.fixture(scope="module")
+def postcards():
+    return Postcards("train", 40, size=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(postcards):
+    return Tokenizer.train(postcards.full_captions, 600, TokenizerConfig(model_max_length=40))
+
+
+class Plain(Dataset):
+    """Two grey pictures, as items with one entry, and no way to ask for many at once."""
+
+    source, captions = "plain", ["a red tent", "a blue boat"]
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return (torch.full((3, 8, 8), float(index)),)
+
+
+def test_items_are_pictures_and_the_ids_of_their_captions(postcards, tokenizer):
+    data = Captioned(postcards, tokenizer)
+    assert len(data) == 40 and data.source == "postcards"
+    for index in (0, 7, -1):
+        image, ids = data[index]
+        assert torch.equal(image, postcards[index][0])
+        assert tokenizer.decode(ids) == postcards.captions[index]
+        assert ids.shape == (40,) and ids.dtype == torch.int64
+
+
+def test_a_batch_is_its_items(postcards, tokenizer):
+    data = Captioned(postcards, tokenizer, postcards.full_captions)
+    (images, ids), *_ = DataLoader(data, batch_size=8)
+    for k in range(8):
+        assert torch.equal(images[k], data[k][0]) and torch.equal(ids[k], data[k][1])
+        assert tokenizer.decode(ids[k]) == postcards.full_captions[k]
+
+
+def test_any_data_set_with_captions_will_do(tokenizer):
+    data = Captioned(Plain(), tokenizer)
+    ((images, ids),) = DataLoader(data, batch_size=2)
+    assert images[:, 0, 0, 0].tolist() == [0, 1]
+    assert [tokenizer.decode(row) for row in ids] == Plain.captions
+
+
+def test_a_caption_for_each_picture(tokenizer):
+    with pytest.raises(ValueError, match="2 pictures have 1 captions"):
+        Captioned(Plain(), tokenizer, ["a red tent"])
+
+
+def test_no_caption_is_cut_short(tokenizer):
+    short = Tokenizer(tokenizer.vocab, tokenizer.ranks, TokenizerConfig(model_max_length=5))
+    Captioned(Plain(), short)  # exactly three tokens each
+    with pytest.raises(ValueError, match="at most 3 tokens, got 5: 'a red tent at night'"):
+        Captioned(Plain(), short, ["a red tent", "a red tent at night"])
