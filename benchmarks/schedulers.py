@@ -29,7 +29,7 @@ JUDGE, FILE = "digits-judge", "samplers.json"
 FEW = (5, 10, 20, 50)
 KARRAS = {"use_karras_sigmas": True}
 ROWS = [  # label, sampler, its settings, steps
-    *[("DDPM", "ddpm", {}, n) for n in (*FEW[1:], 100)],
+    *[("DDPM", "ddpm", {}, n) for n in (*FEW[1:], 100, 1000)],
     *[("DDIM", "ddim", {}, n) for n in (*FEW, 100)],
     *[("PNDM", "pndm", {"skip_prk_steps": True}, n) for n in FEW],
     *[("Euler", "euler", {}, n) for n in FEW[:3]],

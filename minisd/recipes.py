@@ -146,7 +146,7 @@ def postcards_clip() -> CLIP:
 DIGITS_SCHEDULER = DDPMScheduler()
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=1600, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+    steps=2000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 
 
