@@ -21,15 +21,20 @@ from minisd.metrics import (
     in_batches,
     judge_accuracies,
     judge_accuracy,
+    judge_answers,
+    psnr,
     retrieve,
     score_digits,
+    ssim,
     zero_shot,
 )
 from minisd.tokenizer import Tokenizer
+from minisd.vae import AutoencoderKL
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
 SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
 TOKENIZER = "tokenizer-postcards"
+POSTCARDS_JUDGE = "postcards-judge"
 GROUP = 256  # among how many retrieval chooses
 
 
@@ -128,6 +133,26 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
                 f"{in_words(exact)}; all attributes right: {in_words(same)}"
             )
     return scores
+
+
+def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score an autoencoder on unseen postcards: what comes back, and what a judge sees in it."""
+    vae, judge = AutoencoderKL.from_pretrained(folder), Judge.from_pretrained(POSTCARDS_JUDGE)
+    scores = {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images = data.images()
+        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+        decibels, similarity = psnr(decoded, images), ssim(decoded, images)
+        scores[f"PSNR, {settings.n:,} postcards, {name}"] = f"{decibels.mean():.2f} dB"
+        scores[f"SSIM, {settings.n:,} postcards, {name}"] = f"{similarity.mean():.4f}"
+        right = judge_answers(judge, decoded) == data.labels
+        every = Accuracy(int(right.all(dim=1).sum()), settings.n)
+        scores[f"judged right in every attribute, {name}"] = in_words(every)
+        for question, column in zip(judge.heads, right.T, strict=True):
+            scores[f"{question}, {name}"] = in_words(Accuracy(int(column.sum()), settings.n))
+    latents = in_batches(vae.encode, images)
+    return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
 
 
 def retrieval(
