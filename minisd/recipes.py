@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from minisd import evaluation
 from minisd.cards import commit, machine, processor, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from minisd.conditioning import captioned_latents
+from minisd.conditioning import captioned_latents, labelled_images
 from minisd.data.captioned import Captioned
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, Postcards
@@ -88,6 +88,7 @@ class Recipe:
     evaluate: Evaluation
     save: Save = save_model
     product: str = "model.safetensors"
+    samples: int = 5000  # that score it
 
     @property
     def steps(self) -> int:
@@ -133,6 +134,7 @@ class TokenizerRecipe:
     config: TokenizerConfig
     evaluate: Evaluation
 
+    samples: int = 5000  # that score it
     product: ClassVar[str] = "vocab.json"
     steps: ClassVar[int] = 0
 
@@ -249,6 +251,21 @@ RECIPES: dict[str, AnyRecipe] = {
             evaluate=evaluation.evaluate_digits,
             save=save_with(DIGITS_SCHEDULER),
         ),
+        Recipe(
+            name="digits-class",
+            summary="a U-Net that draws the digit that it is asked for",
+            model=lambda: UNet(UNetConfig.MNIST_CLASSES),
+            dataset=lambda: digits("train"),
+            loss=lambda device: diffusion_loss(
+                DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
+            ),
+            settings=TrainingSettings(
+                steps=2500, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+            ),
+            evaluate=evaluation.evaluate_digits_class,
+            save=save_with(DIGITS_SCHEDULER),
+            samples=1000,
+        ),
         TokenizerRecipe(
             name="tokenizer-postcards",
             summary="the words of the postcards' captions, as byte-pair encoding finds them",
@@ -298,9 +315,10 @@ RECIPES: dict[str, AnyRecipe] = {
             ),
             loss=postcards_loss,
             settings=POSTCARDS_SETTINGS,
-            evaluate=evaluation.evaluate_postcards_clip,
+            evaluate=evaluation.evaluate_postcards,
             save=save_pipeline,
             product="model_index.json",
+            samples=500,
         ),
     )
 }

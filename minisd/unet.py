@@ -40,6 +40,7 @@ class UNetConfig:
     context_dim: int | None = None
 
     MNIST: ClassVar["UNetConfig"]
+    MNIST_CLASSES: ClassVar["UNetConfig"]
     POSTCARDS: ClassVar["UNetConfig"]
     SD15: ClassVar["UNetConfig"]
 
@@ -76,6 +77,7 @@ class UNetConfig:
 
 
 UNetConfig.MNIST = UNetConfig()
+UNetConfig.MNIST_CLASSES = UNetConfig(context_dim=10)
 UNetConfig.POSTCARDS = UNetConfig(
     sample_size=8,
     in_channels=4,

@@ -135,7 +135,7 @@ def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
     x_start = torch.zeros(4000, 1, 2, 2)
 
     class Perfect(nn.Module):
-        def forward(self, x, t):
+        def forward(self, x, t, context):
             return x / (1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt()
 
     loss = diffusion_loss(scheduler)
