@@ -182,7 +182,7 @@ def postcards_clip() -> CLIP:
         eos_token_id=tokenizer.eos_token_id,
         num_heads=3,
     )
-    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2)))
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64))))
 
 
 def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
@@ -212,7 +212,7 @@ POSTCARDS_SETTINGS = TrainingSettings(
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=2000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+    steps=4000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 VAE_SETTINGS = TrainingSettings(
     steps=10_000, batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998
