@@ -1,5 +1,6 @@
 """Chapters 4, 8 and 10: from noise to images. The denoising loop is a generator: watch any step."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -215,7 +216,7 @@ class StableDiffusionPipeline:
 
         What is too long for the text encoder is cut off, with a notice that shows it.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
         ids = self.tokenizer(prompts)
         room = ids.shape[1] - 2  # start and end
         for prompt in prompts:
@@ -241,8 +242,12 @@ class StableDiffusionPipeline:
 
         The arguments are those of a call. Raises ValueError for what does not fit.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        negatives = (
+            negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt]
+        )
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be positive, got {num_images_per_prompt}")
         if len(negatives) not in (1, len(prompts)):

@@ -89,6 +89,7 @@ class Recipe:
     save: Save = save_model
     product: str = "model.safetensors"
     samples: int = 5000  # that score it
+    needs: tuple[str, ...] = ()  # the recipes whose models it builds on, in order
 
     @property
     def steps(self) -> int:
@@ -135,6 +136,7 @@ class TokenizerRecipe:
     evaluate: Evaluation
 
     samples: int = 5000  # that score it
+    needs: ClassVar[tuple[str, ...]] = ()
     product: ClassVar[str] = "vocab.json"
     steps: ClassVar[int] = 0
 
@@ -187,7 +189,7 @@ def postcards_clip() -> CLIP:
 
 def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
     """Return what latent diffusion builds on, trained before it and not changed by it."""
-    text_encoder = CLIP.from_pretrained("clip-postcards").text_model
+    text_encoder = CLIP.from_pretrained(evaluation.POSTCARDS_CLIP).text_model
     vae = AutoencoderKL.from_pretrained("postcards-vae")
     for network in (text_encoder, vae):
         network.requires_grad_(False)
@@ -294,6 +296,7 @@ RECIPES: dict[str, AnyRecipe] = {
             loss=lambda device: clip_loss,
             settings=CLIP_SETTINGS,
             evaluate=evaluation.evaluate_postcards_clip,
+            needs=(evaluation.TOKENIZER,),
         ),
         Recipe(
             name="postcards-vae",
@@ -319,6 +322,7 @@ RECIPES: dict[str, AnyRecipe] = {
             save=save_pipeline,
             product="model_index.json",
             samples=500,
+            needs=(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
         ),
     )
 }
