@@ -1,4 +1,4 @@
-"""Chapter 10: which word does each place of the picture look at?"""
+"""Chapter 10: which word each place of the picture looks at."""
 
 import math
 from collections.abc import Iterator
