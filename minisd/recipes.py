@@ -24,9 +24,9 @@ from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
 from minisd.losses import autoencoder_loss
 from minisd.metrics import Judge, JudgeConfig, judge_loss
-from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
+from minisd.stable_diffusion import StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
     CHECKPOINT,

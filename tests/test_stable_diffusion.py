@@ -23,7 +23,7 @@ from minisd import (
     VAEConfig,
 )
 from minisd.artist import Artist
-from minisd.pipeline import as_type
+from minisd.stable_diffusion import as_type
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a red house by the sea at night"

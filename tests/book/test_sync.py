@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "vae", "pipeline"]
+CORE = [
+    "schedules",
+    "layers",
+    "unet",
+    "schedulers",
+    "tokenizer",
+    "clip",
+    "vae",
+    "pipeline",
+    "stable_diffusion",
+]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.CLIP": "chapter 7 builds it",
     "minisd.clip.CLIPConfig": "chapter 7 builds it",
@@ -23,10 +33,9 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
     "minisd.pipeline.ClassifierFreeGuidance": "chapter 8 builds it",
-    "minisd.pipeline.StableDiffusionPipeline": "chapter 10 builds it",
-    "minisd.pipeline.PipelineOutput": "one field, as in diffusers",
-    "minisd.pipeline.load_scheduler": "finds the class that a file names",
-    "minisd.pipeline.as_type": "changes the kind of picture",
+    "minisd.stable_diffusion.StableDiffusionPipeline": "chapter 10 builds it",
+    "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
+    "minisd.stable_diffusion.as_type": "changes the kind of picture",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
