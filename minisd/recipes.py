@@ -223,7 +223,7 @@ POSTCARDS_SETTINGS = TrainingSettings(
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=1000, batch_size=512, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995
+    steps=800, batch_size=512, learning_rate=2e-3, warmup_steps=60, ema_decay=0.994
 )
 VAE_SETTINGS = TrainingSettings(
     steps=8000, batch_size=16, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
