@@ -1,6 +1,6 @@
 """The diagrams of the book, drawn by code as SVG."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from minisd.plots import INK, LATENTS, NOISE, PAPER, PIXELS, QUIET, WORDS
@@ -56,17 +56,24 @@ ARROWS = (  # from, to; the third is True where the path is walked in training o
 HEIGHT = 38
 
 
-def system_map(lit: Collection[str] = tuple(MAP)) -> SVG:
+def system_map(lit: Collection[str] = tuple(MAP), chapters: Mapping[str, str] | None = None) -> SVG:
     """Draw the whole text-to-image system, the parts named in `lit` in colour, the rest pale.
 
-    Raises ValueError for a part that is not on the map.
+    `chapters` says what to write on the corners of some parts. Raises ValueError for a part that
+    is not on the map.
     """
-    unknown = set(lit) - set(MAP)
+    chapters = chapters or {}
+    unknown = (set(lit) | set(chapters)) - set(MAP)
     if unknown:
         raise ValueError(f"{sorted(unknown)} not on the map; its parts are {', '.join(MAP)}")
     boxes = "".join(_box(part, name in lit) for name, part in MAP.items())
     arrows = "".join(_arrow(start, end, dotted, lit) for start, end, dotted in ARROWS)
-    described = ", ".join(MAP[name].label for name in MAP if name in lit)
+    badges = "".join(_badge(MAP[name], text) for name, text in chapters.items())
+    described = ", ".join(
+        MAP[name].label + (f" ({chapters[name]})" if name in chapters else "")
+        for name in MAP
+        if name in lit
+    )
     return SVG(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 692 250" width="692" role="img" '
         'font-family="system-ui, sans-serif" font-size="13">'
@@ -77,7 +84,7 @@ def system_map(lit: Collection[str] = tuple(MAP)) -> SVG:
         '<rect x="326" y="16" width="120" height="148" rx="8" fill="none" '
         f'stroke="{QUIET}" stroke-width="1" opacity=".6"/>'
         f'<text x="386" y="12" text-anchor="middle" fill="{QUIET}" font-size="11">'
-        f"repeat for every step</text>{arrows}{boxes}"
+        f"repeat for every step</text>{arrows}{boxes}{badges}"
         f'<text x="8" y="240" fill="{QUIET}" font-size="11">'
         "solid: making a picture · dotted: training</text></svg>"
     )
@@ -91,6 +98,16 @@ def _box(part: Part, lit: bool) -> str:
         f'fill="{fill}" stroke="{part.colour if lit else "#D5D8DD"}"/>'
         f'<text x="{middle:g}" y="{part.y + 24}" text-anchor="middle" fill="{text}" '
         f'font-weight="{600 if lit else 400}">{part.label}</text>'
+    )
+
+
+def _badge(part: Part, text: str) -> str:
+    width = 9 + 5.6 * len(text)
+    x, y = part.x + part.width - width + 5, part.y + HEIGHT - 7
+    return (
+        f'<rect x="{x:g}" y="{y}" width="{width:g}" height="15" rx="7.5" fill="{PAPER}" '
+        f'stroke="{part.colour}"/><text x="{x + width / 2:g}" y="{y + 11}" text-anchor="middle" '
+        f'fill="{INK}" font-size="10.5">{text}</text>'
     )
 
 

@@ -1,0 +1,31 @@
+"""The diagrams of the book: what is lit, and what is written on the corners."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from minisd.diagrams import MAP, system_map
+
+
+def texts(drawing):
+    root = ElementTree.fromstring(drawing.markup)
+    return [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_every_part_is_drawn_lit_or_not():
+    for lit in ((), ("unet",), tuple(MAP)):
+        assert {part.label for part in MAP.values()} <= set(texts(system_map(lit)))
+    assert system_map(("unet",)).markup != system_map(()).markup
+
+
+def test_chapters_are_written_on_the_corners():
+    shown = texts(system_map(chapters={"unet": "3 4", "noise": "2"}))
+    assert {"3 4", "2"} <= set(shown)
+    assert "U-Net (3 4)" in system_map(chapters={"unet": "3 4"}).markup  # the words of the picture
+    assert system_map(("unet",), {}).markup == system_map(("unet",)).markup
+
+
+@pytest.mark.parametrize("settings", [{"lit": ["judge"]}, {"chapters": {"judge": "4"}}])
+def test_a_part_that_is_not_on_the_map(settings):
+    with pytest.raises(ValueError, match="judge"):
+        system_map(**settings)
