@@ -30,7 +30,7 @@ def check_sizes(config: object, *free: str) -> None:
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """The sizes of a text transformer; by default, those of the book's own, for postcards.
+    """The sizes of a text transformer; by default, a small one.
 
     `eos_token_id` is where a text ends and its meaning is read. Raises ValueError for sizes that do
     not fit.
