@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from minisd import UNet
-from minisd.cli import best_device
+from minisd.artist import best_device
 from minisd.data.digits import digits
 from minisd.files import read_json, write_json
 from minisd.metrics import Judge, score_digits

@@ -16,6 +16,7 @@ from minisd.clip import (  # noqa: E402
     VisionTransformer,
 )
 from minisd.exercises import check  # noqa: E402
+from minisd.pipeline import StableDiffusionPipeline  # noqa: E402
 from minisd.schedulers import (  # noqa: E402
     DDIMScheduler,
     DDPMScheduler,
@@ -43,6 +44,7 @@ __all__ = [
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "PNDMScheduler",
+    "StableDiffusionPipeline",
     "Tokenizer",
     "TokenizerConfig",
     "UNet",

@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,12 @@ SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the sa
 StepsOption = Annotated[
     int, typer.Option(min=1, help="Steps per image: one network call each, two for heun.")
 ]
-SamplerOption = Annotated[Sampler, typer.Option(help="The scheduler that draws.")]
+SamplerOption = Annotated[
+    Sampler | None, typer.Option(help="The scheduler that draws; the model's own by default.")
+]
+GuidanceOption = Annotated[
+    float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
+]
 
 
 @app.command()
@@ -69,35 +73,75 @@ def train(
 @app.command()
 def generate(
     model: ModelArgument,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw, for a model that takes a prompt.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many images; 1 of a prompt, else 64.")
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write.")] = Path(
         "grid.png"
     ),
     seed: SeedOption = 0,
-    steps: StepsOption = 50,
-    sampler: SamplerOption = Sampler["ddpm"],
+    steps: StepsOption = 25,
+    sampler: SamplerOption = None,
+    guidance: GuidanceOption = 4.0,
+    negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    grid: Annotated[bool, typer.Option(help="One sheet, or a file for each image.")] = True,
+    animate: Annotated[
+        Path | None, typer.Option(help="A GIF of what the model expects at each step.")
+    ] = None,
 ) -> None:
-    """Draw images and save them as one grid."""
+    """Draw images, and save them as one grid or one by one."""
+    from minisd.artist import Artist, best_device
     from minisd.files import replacing, writable_folder
-    from minisd.plots import image_grid
+    from minisd.plots import image_grid, save_gif
 
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"{out} must end in .png, .jpg or .webp")
-    writable_folder(out.parent)
-    images = torch.cat(list(draw(model, n, seed, steps, sampler)))
-    with replacing(out) as temporary:
-        image_grid(images).save(temporary)
-    typer.echo(f"{out}: {n} images of {model}, seed {seed}, {steps} steps of {sampler.value}")
+    n = n or (64 if prompt is None else 1)
+    for path, kinds in ((out, (".png", ".jpg", ".jpeg", ".webp")), (animate, (".gif",))):
+        if path is not None:
+            if path.suffix.lower() not in kinds:
+                raise ValueError(f"{path} must end in {' or '.join(kinds)}")
+            writable_folder(path.parent)
+    artist = Artist(model, sampler and sampler.value, best_device())
+    generator = torch.Generator(artist.device).manual_seed(seed)
+    prompts = None if prompt is None else [prompt] * n
+    if animate is None:
+        batches = artist.draw(prompts, n, steps, generator, guidance, negative, batch_size=64)
+        images = []
+        with tqdm(total=n, unit="image", delay=0.1) as bar:
+            for batch in batches:
+                images.append(batch)
+                bar.update(len(batch))
+        images = torch.cat(images)
+    else:
+        states = artist.states(prompts, n, steps, generator, guidance, negative)
+        states = list(tqdm(states, total=steps, unit="step", delay=0.1))
+        frames = [image_grid(artist.decode(state.x_start)) for state in states]
+        images = artist.decode(states[-1].x).cpu()
+        save_gif(animate, frames)
+    scale = max(1, 128 // images.shape[-1])
+    sheets = [images] if grid else images.split(1)
+    for i, sheet in enumerate(sheets):
+        path = out if len(sheets) == 1 else out.with_stem(f"{out.stem}-{i}")
+        gap = 0 if len(sheet) == 1 else 2
+        with replacing(path) as temporary:
+            image_grid(sheet, scale=scale, gap=gap).save(temporary)
+    what = f"{n} image{'s' * (n > 1)} of {model}" + (f": {prompt!r}" if prompt else "")
+    typer.echo(f"{out}: {what}, seed {seed}, {steps} steps of {artist.sampler}")
 
 
 @app.command()
 def evaluate(
     model: ModelArgument,
-    n: Annotated[int, typer.Option("-n", min=2, help="How many samples to score.")] = 5000,
+    n: Annotated[int | None, typer.Option("-n", min=2, help="How many samples to score.")] = None,
     seed: SeedOption = 0,
     steps: StepsOption = 25,
-    sampler: SamplerOption = Sampler["ddpm"],
-    judge: Annotated[str, typer.Option(help="The judge's checkpoint.")] = "digits-judge",
+    sampler: SamplerOption = None,
+    guidance: GuidanceOption = 4.0,
+    judge: Annotated[
+        str | None, typer.Option(help="The judge's checkpoint, in place of the recipe's.")
+    ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
 ) -> None:
     """Score a model on what it was trained for, as its recipe says."""
@@ -109,11 +153,9 @@ def evaluate(
 
     folder = locate(model)
     recipe = find_recipe(read_json(folder / "training.json")["recipe"])
-
-    def samples() -> torch.Tensor:
-        return torch.cat(list(draw(model, n, seed, steps, sampler)))
-
-    settings = EvaluationSettings(samples, n, seed, steps, sampler.value, judge)
+    settings = EvaluationSettings(
+        n or recipe.samples, seed, steps, sampler and sampler.value, guidance, judge
+    )
     scores = recipe.evaluate(folder, settings)
     for name, value in scores.items():
         typer.echo(f"{name}: {value}")
@@ -140,28 +182,6 @@ def info(
     for recipe in RECIPES.values():
         shipped = "bundled" if recipe.name in bundled() else "not bundled"
         typer.echo(f"{recipe.name:16} {shipped:12} {recipe.summary}")
-
-
-def draw(model: str, n: int, seed: int, steps: int, sampler: Sampler) -> Iterator[torch.Tensor]:
-    """Sample n images from a trained U-Net, on the best device here, with a progress bar."""
-    from minisd.pipeline import sample
-    from minisd.unet import UNet
-
-    device = best_device()
-    unet = UNet.from_pretrained(model).to(device)
-    scheduler = SAMPLERS[sampler.value].from_pretrained(model)
-    generator = torch.Generator(device).manual_seed(seed)
-    with tqdm(total=n, unit="image", delay=0.1) as bar:
-        for batch in sample(unet, scheduler, n, steps, generator):
-            yield batch.cpu()
-            bar.update(len(batch))
-
-
-def best_device() -> torch.device:
-    """Return cuda, else mps, else cpu."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def main() -> None:

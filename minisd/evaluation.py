@@ -3,46 +3,77 @@
 A recipe names the function that scores what it makes; `minisd evaluate` calls it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from minisd.artist import Artist, best_device
 from minisd.clip import CLIP
 from minisd.data.digits import digits
-from minisd.data.postcards import CLASSES, Postcards
+from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.metrics import (
     Accuracy,
     Judge,
+    bootstrap_interval,
     class_embeddings,
+    frechet_distance,
     in_batches,
     judge_accuracies,
     judge_accuracy,
+    judge_answers,
+    psnr,
     retrieve,
     score_digits,
+    ssim,
     zero_shot,
 )
 from minisd.tokenizer import Tokenizer
+from minisd.vae import AutoencoderKL
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
 SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
-TOKENIZER = "tokenizer-postcards"
+TOKENIZER, POSTCARDS_CLIP = "tokenizer-postcards", "clip-postcards"
+DIGITS_JUDGE, POSTCARDS_JUDGE = "digits-judge", "postcards-judge"
 GROUP = 256  # among how many retrieval chooses
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How to score; `draw` samples from the model, where the model draws pictures."""
+    """How to score: n samples, and for a model that draws, how. None is the model's own choice."""
 
-    draw: Callable[[], Tensor]
     n: int = 5000
     seed: int = 0
     steps: int = 25
-    sampler: str = "ddpm"
-    judge: str = "digits-judge"
+    sampler: str | None = None
+    guidance: float = 4.0
+    judge: str | None = None
+
+
+class Drawn(NamedTuple):
+    """The pictures (n,c,h,w) that a model drew to be scored, and in words how."""
+
+    images: Tensor
+    how: str
+
+
+def draw(folder: Path, settings: EvaluationSettings, prompts: list[str] | None = None) -> Drawn:
+    """Let the model in `folder` draw, one picture for each prompt."""
+    artist = Artist(str(folder), settings.sampler, best_device())
+    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    n = settings.n if prompts is None else len(prompts)
+    batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance)
+    images = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
+    how = f"seed {settings.seed}, {settings.steps} steps of {artist.sampler}"
+    if prompts is not None:
+        how += f", guidance {settings.guidance:g}"
+    return Drawn(images, how)
 
 
 Scores = dict[str, str]
@@ -77,15 +108,15 @@ def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
     n, data = settings.n, digits("test")
     if n > len(data.images):
         raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
-    referee = Judge.from_pretrained(settings.judge)  # before the long part
-    samples = settings.draw()
+    judge = settings.judge or DIGITS_JUDGE
+    referee = Judge.from_pretrained(judge)  # before the long part
+    samples, how = draw(folder, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     found = score_digits(referee, samples, digits("train").images, data.images, generator)
     low, high = found.fid_interval
     shares = ", ".join(f"{k}: {share:.1%}" for k, share in enumerate(found.class_shares))
     return {
-        "samples": f"{n:,}, seed {settings.seed}, {settings.steps} steps of {settings.sampler}; "
-        f"judge {settings.judge}; against {data.source}",
+        "samples": f"{n:,}, {how}; judge {judge}; against {data.source}",
         "FID (judge features, not comparable with Inception FID)": f"{found.fid:.3f} "
         f"(95 % interval {low:.3f} to {high:.3f})",
         "FID of real training digits": f"{found.fid_real:.3f}",
@@ -93,6 +124,23 @@ def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
         "judge confidence": f"{found.confidence:.2%} (real digits {found.confidence_real:.2%})",
         "class balance": f"{found.class_balance:.4f} of 1 ({shares})",
     }
+
+
+def evaluate_digits_class(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a model that draws the digit it is asked for: all ten in turn, with guidance."""
+    name = settings.judge or DIGITS_JUDGE
+    judge = Judge.from_pretrained(name)
+    asked = torch.arange(settings.n) % 10
+    samples, how = draw(folder, settings, [str(digit) for digit in asked.tolist()])
+    right = judge_answers(judge, samples)[:, 0] == asked
+    scores = {
+        "samples": f"{settings.n:,}, {how}; judge {name}",
+        "judged as asked": in_words(Accuracy(int(right.sum()), settings.n)),
+    }
+    for digit in range(10):
+        of_digit = right[asked == digit]
+        scores[f"judged as asked, {digit}"] = in_words(Accuracy(int(of_digit.sum()), len(of_digit)))
+    return scores
 
 
 def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
@@ -128,6 +176,89 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
                 f"{in_words(exact)}; all attributes right: {in_words(same)}"
             )
     return scores
+
+
+def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score an autoencoder on unseen postcards: what comes back, and what a judge sees in it."""
+    vae, judge = AutoencoderKL.from_pretrained(folder), Judge.from_pretrained(POSTCARDS_JUDGE)
+    scores = {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images = data.images()
+        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+        decibels, similarity = psnr(decoded, images), ssim(decoded, images)
+        scores[f"PSNR, {settings.n:,} postcards, {name}"] = f"{decibels.mean():.2f} dB"
+        scores[f"SSIM, {settings.n:,} postcards, {name}"] = f"{similarity.mean():.4f}"
+        right = judge_answers(judge, decoded) == data.labels
+        every = Accuracy(int(right.all(dim=1).sum()), settings.n)
+        scores[f"judged right in every attribute, {name}"] = in_words(every)
+        for question, column in zip(judge.heads, right.T, strict=True):
+            scores[f"{question}, {name}"] = in_words(Accuracy(int(column.sum()), settings.n))
+    latents = in_batches(vae.encode, images)
+    return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
+
+
+def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score text to image: a picture for each of n full captions, seen and held-out each.
+
+    A judge says whether it shows what was asked; FID compares all of them with as many real
+    postcards; the CLIP score is the cosine of picture and caption.
+    """
+    name = settings.judge or POSTCARDS_JUDGE
+    judge, clip = Judge.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
+    tokenizer = Tokenizer.from_pretrained(TOKENIZER)
+    scores: Scores = {}
+    pictures, real, pairs = [], [], {"drawn": [], "real": [], "shuffled": []}
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images, how = draw(folder, settings, data.full_captions)
+        answers = judge_answers(judge, images)
+        right = answers == data.labels
+        every = Accuracy(int(right.all(dim=1).sum()), settings.n)
+        scores[f"prompt accuracy, all attributes, {words}"] = in_words(every)
+        for question, column in zip(judge.heads, right.T, strict=True):
+            scores[f"{question}, {words}"] = in_words(Accuracy(int(column.sum()), settings.n))
+        scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
+        texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
+        for kind, shown in (("drawn", images), ("real", data.images())):
+            pairs[kind].append((in_batches(clip.encode_image, shown) * texts).sum(dim=1))
+        pairs["shuffled"].append(
+            (in_batches(clip.encode_image, data.images()) * texts.roll(1, dims=0)).sum(dim=1)
+        )
+        pictures.append(images)
+        real.append(data.images())
+    others = [Postcards(split, settings.n, seed=UNSEEN_SEED + 1).images() for split in SPLITS]
+    drawn, truth, other = (
+        in_batches(judge.features, torch.cat(images)) for images in (pictures, real, others)
+    )
+    cosines = {kind: torch.cat(values).mean() for kind, values in pairs.items()}
+    generator = torch.Generator().manual_seed(settings.seed)
+    low, high = bootstrap_interval(
+        lambda rows: frechet_distance(rows, truth), drawn, generator=generator
+    )
+    return {
+        "samples": f"{settings.n:,} full captions of each kind, {how}; judge {name}",
+        **scores,
+        "CLIP score": f"{cosines['drawn']:.3f} (real postcards {cosines['real']:.3f}, with the "
+        f"captions of others {cosines['shuffled']:.3f})",
+        "FID (judge features, not comparable with Inception FID)": (
+            f"{frechet_distance(drawn, truth):.3f} (95 % interval {low:.3f} to {high:.3f}; "
+            f"{2 * settings.n:,} samples)"
+        ),
+        "FID of other real postcards": f"{frechet_distance(other, truth):.3f}",
+    }
+
+
+def confused(labels: Tensor, answers: Tensor, worst: int = 5) -> str:
+    """Name the subjects that are most often drawn as another: asked -> judged, how often."""
+    names, asked, judged = ATTRIBUTES["subject"], labels[:, 0].tolist(), answers[:, 0].tolist()
+    mistakes = Counter((a, b) for a, b in zip(asked, judged, strict=True) if a != b)
+    return (
+        "; ".join(
+            f"{names[a]} -> {names[b]} {count}" for (a, b), count in mistakes.most_common(worst)
+        )
+        or "none"
+    )
 
 
 def retrieval(

@@ -293,16 +293,20 @@ def judge_accuracy(judge: Judge, images: Tensor, labels: Iterable[int]) -> Accur
     return accuracy
 
 
+def judge_answers(judge: Judge, images: Tensor) -> Tensor:
+    """Return the judge's answers to all its questions, (n,c,h,w) -> (n,questions) int64."""
+    return in_batches(
+        lambda batch: torch.stack([logits.argmax(-1) for logits in judge(batch).values()], dim=1),
+        images,
+    )
+
+
 def judge_accuracies(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Accuracy]:
     """Count, question by question, how many images (n,c,h,w) a judge answers right.
 
     Labels are (n,questions), in the order of the judge's questions.
     """
-    answers = in_batches(
-        lambda batch: torch.stack([logits.argmax(-1) for logits in judge(batch).values()], dim=1),
-        images,
-    )
-    right = (answers == labels).sum(0).tolist()
+    right = (judge_answers(judge, images) == labels).sum(0).tolist()
     return {
         question: Accuracy(correct, len(images))
         for question, correct in zip(judge.heads, right, strict=True)

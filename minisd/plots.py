@@ -8,12 +8,15 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
+
+from minisd.files import replacing
 
 NOISE, WORDS, LATENTS, PIXELS = "#B5478F", "#C26A00", "#0E8A6B", "#2F74C0"
 INK, QUIET, PAPER = "#22262B", "#8A9099", "#FFFFFF"
@@ -165,6 +168,16 @@ def animate(
     if not frames or len(frames) != len(labels):
         raise ValueError(f"need as many labels as frames, got {len(labels)} and {len(frames)}")
     return Animation([image_grid(images, **grid) for images in frames], labels, alt, still)
+
+
+def save_gif(path: str | Path, frames: Sequence[Image.Image], seconds: float = 3.0) -> None:
+    """Write pictures as an animation that lasts `seconds` and holds its last frame as long."""
+    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1)
+    with replacing(path) as temporary:
+        frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], loop=0,
+            duration=[*durations, round(1000 * seconds)],
+        )  # fmt: skip
 
 
 def _base64_png(picture: Image.Image) -> str:

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
 from minisd.cards import commit, machine, processor, write_card
-from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+from minisd.conditioning import captioned_latents, labelled_images
 from minisd.data.captioned import Captioned
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, Postcards
 from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
+from minisd.losses import autoencoder_loss
 from minisd.metrics import Judge, JudgeConfig, judge_loss
-from minisd.schedulers import DDPMScheduler, Scheduler
+from minisd.pipeline import StableDiffusionPipeline
+from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
@@ -33,6 +37,42 @@ from minisd.training import (
     train,
 )
 from minisd.unet import UNet, UNetConfig
+from minisd.vae import AutoencoderKL, VAEConfig, measure_scaling_factor
+
+Save = Callable[[nn.Module, Path, Dataset], None]
+
+
+def save_model(model: nn.Module, folder: Path, dataset: Dataset) -> None:
+    """Save a trained model in half precision."""
+    model.save_pretrained(folder, dtype=torch.float16)
+
+
+def save_with(scheduler: Scheduler) -> Save:
+    """Save a trained model, and beside it the scheduler that it was trained for."""
+
+    def save(model: nn.Module, folder: Path, dataset: Dataset) -> None:
+        save_model(model, folder, dataset)
+        scheduler.save_pretrained(folder)
+
+    return save
+
+
+def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None:
+    """Save an autoencoder with the scaling factor that gives its latents unit variance."""
+    images = torch.stack([image for image, *_ in dataset.__getitems__(list(range(SCALED_BY)))])
+    factor = measure_scaling_factor(vae, images.to(next(vae.parameters()).device))
+    vae.config = replace(vae.config, scaling_factor=round(factor, 5))
+    save_model(vae, folder, dataset)
+
+
+def save_pipeline(unet: UNet, folder: Path, dataset: Dataset) -> None:
+    """Save a trained U-Net together with everything that it needs to draw."""
+    tokenizer, text_encoder, vae = frozen_parts()
+    sampler = DPMSolverMultistepScheduler.from_config(
+        POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
+    )
+    pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, sampler)
+    pipeline.save_pretrained(folder, dtype=torch.float16)
 
 
 @dataclass(frozen=True)
@@ -43,12 +83,12 @@ class Recipe:
     summary: str
     model: Callable[[], nn.Module]
     dataset: Callable[[], Dataset]
-    loss: LossFunction
+    loss: Callable[[torch.device], LossFunction]
     settings: TrainingSettings
     evaluate: Evaluation
-    scheduler: Scheduler | None = None
-
-    product: ClassVar[str] = "model.safetensors"
+    save: Save = save_model
+    product: str = "model.safetensors"
+    samples: int = 5000  # that score it
 
     @property
     def steps(self) -> int:
@@ -71,7 +111,8 @@ class Recipe:
             torch.random.manual_seed(self.settings.seed)
             model = self.model()
         state, checkpoint = None, folder / CHECKPOINT
-        for state in train(model, self.loss, dataset, self.settings, checkpoint, accelerator):
+        loss = self.loss(accelerator.device)
+        for state in train(model, loss, dataset, self.settings, checkpoint, accelerator):
             yield state
 
         if accelerator.is_main_process:
@@ -93,6 +134,7 @@ class TokenizerRecipe:
     config: TokenizerConfig
     evaluate: Evaluation
 
+    samples: int = 5000  # that score it
     product: ClassVar[str] = "vocab.json"
     steps: ClassVar[int] = 0
 
@@ -140,14 +182,44 @@ def postcards_clip() -> CLIP:
         eos_token_id=tokenizer.eos_token_id,
         num_heads=3,
     )
-    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2)))
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64))))
+
+
+def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
+    """Return what latent diffusion builds on, trained before it and not changed by it."""
+    text_encoder = CLIP.from_pretrained("clip-postcards").text_model
+    vae = AutoencoderKL.from_pretrained("postcards-vae")
+    for network in (text_encoder, vae):
+        network.requires_grad_(False)
+    return Tokenizer.from_pretrained(evaluation.TOKENIZER), text_encoder, vae
+
+
+def postcards_loss(device: torch.device) -> LossFunction:
+    """Return the loss of latent diffusion with words: Rombach et al. 2022, eq. 3."""
+    tokenizer, text_encoder, vae = frozen_parts()
+    prepare = captioned_latents(vae.to(device), text_encoder.to(device), tokenizer([""])[0])
+    return diffusion_loss(POSTCARDS_SCHEDULER, POSTCARDS_PROBABILITIES, prepare)
 
 
 DIGITS_SCHEDULER = DDPMScheduler()
+DIGITS_PROBABILITIES = timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2)
+POSTCARDS_SCHEDULER = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+POSTCARDS_PROBABILITIES = timestep_probabilities(
+    POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
+)
+POSTCARDS_SETTINGS = TrainingSettings(
+    steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+)
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=2000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+    steps=4000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
+VAE_SETTINGS = TrainingSettings(
+    steps=10_000, batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998
+)
+
+
+SCALED_BY = 1000  # postcards that measure the scaling factor
 
 
 def examples(settings: TrainingSettings) -> int:
@@ -163,7 +235,7 @@ RECIPES: dict[str, AnyRecipe] = {
             summary="a classifier of digits, the judge of everything that draws digits",
             model=lambda: Judge(JudgeConfig()),
             dataset=lambda: digits("train"),
-            loss=judge_loss,
+            loss=lambda device: judge_loss,
             settings=TrainingSettings(steps=3000, batch_size=128, learning_rate=2e-3),
             evaluate=evaluation.evaluate_digits_judge,
         ),
@@ -172,15 +244,27 @@ RECIPES: dict[str, AnyRecipe] = {
             summary="a U-Net that predicts the noise in a digit: unconditional DDPM, 28x28",
             model=lambda: UNet(UNetConfig.MNIST),
             dataset=lambda: digits("train"),
-            loss=diffusion_loss(
-                DIGITS_SCHEDULER,
-                timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2),
-            ),
+            loss=lambda device: diffusion_loss(DIGITS_SCHEDULER, DIGITS_PROBABILITIES),
             settings=TrainingSettings(
                 steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
             ),
             evaluate=evaluation.evaluate_digits,
-            scheduler=DIGITS_SCHEDULER,
+            save=save_with(DIGITS_SCHEDULER),
+        ),
+        Recipe(
+            name="digits-class",
+            summary="a U-Net that draws the digit that it is asked for",
+            model=lambda: UNet(UNetConfig.MNIST_CLASSES),
+            dataset=lambda: digits("train"),
+            loss=lambda device: diffusion_loss(
+                DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
+            ),
+            settings=TrainingSettings(
+                steps=2500, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+            ),
+            evaluate=evaluation.evaluate_digits_class,
+            save=save_with(DIGITS_SCHEDULER),
+            samples=1000,
         ),
         TokenizerRecipe(
             name="tokenizer-postcards",
@@ -195,7 +279,7 @@ RECIPES: dict[str, AnyRecipe] = {
             summary="a classifier with a head for each attribute, the judge of drawn postcards",
             model=lambda: Judge(JudgeConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)),
             dataset=lambda: Postcards("all", examples(JUDGE_SETTINGS), seed=1),
-            loss=judge_loss,
+            loss=lambda device: judge_loss,
             settings=JUDGE_SETTINGS,
             evaluate=evaluation.evaluate_postcards_judge,
         ),
@@ -207,9 +291,34 @@ RECIPES: dict[str, AnyRecipe] = {
                 Postcards("train", examples(CLIP_SETTINGS)),
                 Tokenizer.from_pretrained(evaluation.TOKENIZER),
             ),
-            loss=clip_loss,
+            loss=lambda device: clip_loss,
             settings=CLIP_SETTINGS,
             evaluate=evaluation.evaluate_postcards_clip,
+        ),
+        Recipe(
+            name="postcards-vae",
+            summary="an autoencoder that makes postcards 48 times smaller: 8x8x4 latents",
+            model=lambda: AutoencoderKL(VAEConfig.POSTCARDS),
+            dataset=lambda: Postcards("train", examples(VAE_SETTINGS)),
+            loss=lambda device: autoencoder_loss(kl_weight=1e-6, distance=F.mse_loss),
+            settings=VAE_SETTINGS,
+            evaluate=evaluation.evaluate_postcards_vae,
+            save=save_autoencoder,
+        ),
+        Recipe(
+            name="postcards",
+            summary="Stable Diffusion for postcards: draws in latent space what a prompt says",
+            model=lambda: UNet(UNetConfig.POSTCARDS),
+            dataset=lambda: Captioned(
+                Postcards("train", examples(POSTCARDS_SETTINGS)),
+                Tokenizer.from_pretrained(evaluation.TOKENIZER),
+            ),
+            loss=postcards_loss,
+            settings=POSTCARDS_SETTINGS,
+            evaluate=evaluation.evaluate_postcards,
+            save=save_pipeline,
+            product="model_index.json",
+            samples=500,
         ),
     )
 }
@@ -253,9 +362,7 @@ def finish(
 ) -> None:
     """Write model, scheduler, log and card of a run that is complete."""
     settings = recipe.settings
-    state.ema.save_pretrained(folder, dtype=torch.float16)
-    if recipe.scheduler is not None:
-        recipe.scheduler.save_pretrained(folder)
+    recipe.save(state.ema, folder, dataset)
     training = {
         "recipe": recipe.name,
         "summary": recipe.summary,

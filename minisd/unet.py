@@ -40,6 +40,8 @@ class UNetConfig:
     context_dim: int | None = None
 
     MNIST: ClassVar["UNetConfig"]
+    MNIST_CLASSES: ClassVar["UNetConfig"]
+    POSTCARDS: ClassVar["UNetConfig"]
     SD15: ClassVar["UNetConfig"]
 
     def __post_init__(self):
@@ -75,6 +77,16 @@ class UNetConfig:
 
 
 UNetConfig.MNIST = UNetConfig()
+UNetConfig.MNIST_CLASSES = UNetConfig(context_dim=10)
+UNetConfig.POSTCARDS = UNetConfig(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    channels=(64, 128),
+    attention=(True, True),
+    num_heads=4,
+    context_dim=192,
+)
 UNetConfig.SD15 = UNetConfig(
     sample_size=64,
     in_channels=4,

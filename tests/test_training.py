@@ -135,12 +135,12 @@ def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
     x_start = torch.zeros(4000, 1, 2, 2)
 
     class Perfect(nn.Module):
-        def forward(self, x, t):
+        def forward(self, x, t, context):
             return x / (1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt()
 
     loss = diffusion_loss(scheduler)
     assert loss(Perfect(), [x_start], generator).item() < 1e-6
-    ignorant = loss(lambda x, t: torch.zeros_like(x), [x_start], generator).item()
+    ignorant = loss(lambda x, t, context: torch.zeros_like(x), [x_start], generator).item()
     assert ignorant == pytest.approx(1, abs=5 * math.sqrt(2 / 16_000))
 
 
@@ -148,7 +148,7 @@ def timesteps_drawn(b, probabilities=None, seed=0):
     """Return the timesteps (b,) that the loss draws for a batch, with ten to choose from."""
     seen = []
 
-    def model(x, t):
+    def model(x, t, context):
         seen.append(t)
         return x
 

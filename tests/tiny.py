@@ -25,7 +25,7 @@ from minisd.data.captioned import Captioned
 from minisd.data.digits import Digits, uci_digits
 from minisd.data.postcards import CLASSES, Postcards
 from minisd.metrics import Judge, JudgeConfig, judge_loss
-from minisd.recipes import Recipe, TokenizerRecipe, run
+from minisd.recipes import Recipe, TokenizerRecipe, run, save_with
 from minisd.schedulers import DDPMScheduler
 from minisd.training import TrainingSettings, clip_loss, diffusion_loss
 
@@ -62,17 +62,17 @@ RECIPES = {
             summary="a tiny U-Net",
             model=lambda: UNet(TINY_UNET),
             dataset=small_digits,
-            loss=diffusion_loss(SCHEDULER),
+            loss=lambda device: diffusion_loss(SCHEDULER),
             settings=SETTINGS,
             evaluate=scores.evaluate_digits,
-            scheduler=SCHEDULER,
+            save=save_with(SCHEDULER),
         ),
         Recipe(
             name="tiny-classifier",
             summary="a tiny classifier",
             model=lambda: Judge(TINY_JUDGE),
             dataset=small_digits,
-            loss=plain_loss,
+            loss=lambda device: plain_loss,
             settings=replace(SETTINGS, steps=60, learning_rate=1e-2),
             evaluate=scores.evaluate_digits_judge,
         ),
@@ -89,7 +89,7 @@ RECIPES = {
             summary="a tiny classifier with a head for each attribute",
             model=lambda: Judge(JudgeConfig(3, (8, 8, 8), 16, CLASSES, layout=2)),
             dataset=lambda: Postcards("all", 64),
-            loss=judge_loss,
+            loss=lambda device: judge_loss,
             settings=SETTINGS,
             evaluate=scores.evaluate_postcards_judge,
         ),
@@ -100,7 +100,7 @@ RECIPES = {
             dataset=lambda: Captioned(
                 Postcards("train", 64), Tokenizer.from_pretrained(scores.TOKENIZER)
             ),
-            loss=clip_loss,
+            loss=lambda device: clip_loss,
             settings=SETTINGS,
             evaluate=scores.evaluate_postcards_clip,
         ),

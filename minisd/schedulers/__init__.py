@@ -17,9 +17,11 @@ SAMPLERS: dict[str, type[Scheduler]] = {  # the short names of the command line
     "heun": HeunDiscreteScheduler,
     "dpm-solver++": DPMSolverMultistepScheduler,
 }
+SCHEDULERS = {kind.__name__: kind for kind in SAMPLERS.values()}
 
 __all__ = [
     "SAMPLERS",
+    "SCHEDULERS",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",

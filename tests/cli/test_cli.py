@@ -33,7 +33,7 @@ def command(monkeypatch, capsys, tmp_path):
     for name, recipe in TINY.items():
         short = recipe.changed(steps=10 if recipe.steps else None)
         monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
-    monkeypatch.setattr("minisd.cli.best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("minisd.artist.best_device", lambda: torch.device("cpu"))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["minisd", *map(str, arguments)])
@@ -296,7 +296,8 @@ def test_a_config_that_cannot_be_used(command, tmp_path, model, content):
 
 
 def test_a_scheduler_that_minisd_does_not_have(command, tmp_path, model):
-    folder = broken(model, tmp_path, "scheduler_config.json", b'{"thresholding": true}')
+    config = b'{"_class_name": "DDPMScheduler", "thresholding": true}'
+    folder = broken(model, tmp_path, "scheduler_config.json", config)
     assert "does not implement {'thresholding': True}" in one_line(*command("generate", folder))
 
 
@@ -308,7 +309,7 @@ def test_a_model_of_another_kind(command, tmp_path, model, judge, few_digits):
 def test_a_model_that_needs_words(command, tmp_path, model):
     folder = broken(model, tmp_path, "config.json", b"")
     UNet(UNetConfig(8, 1, 1, (32, 32), (True, False), context_dim=4)).save_pretrained(folder)
-    assert "takes a context" in one_line(*command("generate", folder))
+    assert "needs a prompt" in one_line(*command("generate", folder))
     assert not (tmp_path / "grid.png").exists()
 
 

@@ -1,0 +1,113 @@
+"""Chapters 4 to 10: one way to draw with any trained model of the book, by its name."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from minisd.conditioning import label_context
+from minisd.pipeline import (
+    INDEX,
+    ClassifierFreeGuidance,
+    DenoisingState,
+    StableDiffusionPipeline,
+    denoise,
+    load_scheduler,
+)
+from minisd.pretrained import locate
+from minisd.schedulers import SAMPLERS
+from minisd.unet import UNet
+
+
+class Artist:
+    """A trained model and its scheduler: a U-Net without prompts, with labels, or with words.
+
+    `sampler` is one of SAMPLERS, by default the model's own. Raises ValueError for a model that is
+    not there or does not draw.
+    """
+
+    def __init__(self, model: str, sampler: str | None = None, device: torch.device | str = "cpu"):
+        self.model, self.device = model, torch.device(device)
+        self.pipeline, subfolder = None, ""
+        if (locate(model, "", (INDEX,)) / INDEX).is_file():
+            self.pipeline, subfolder = StableDiffusionPipeline.from_pretrained(model), "scheduler"
+            self.unet = self.pipeline.to(self.device).unet
+        else:
+            self.unet = UNet.from_pretrained(model).to(self.device)
+        own = load_scheduler(model, subfolder)
+        self.scheduler = SAMPLERS[sampler].from_config(own.config) if sampler else own
+        self.sampler = next(name for name, kind in SAMPLERS.items() if kind is type(self.scheduler))
+
+    def states(
+        self,
+        prompts: Sequence[str] | None,
+        n: int,
+        steps: int,
+        generator: torch.Generator,
+        guidance: float = 4.0,
+        negative: str = "",
+    ) -> Iterator[DenoisingState]:
+        """Draw n pictures at once, one for each prompt, and yield the state after each step."""
+        self.check_prompts(prompts, n)
+        if self.pipeline is not None:
+            self.pipeline.scheduler = self.scheduler
+            yield from self.pipeline.denoise(
+                prompts, negative, None, None, steps, guidance, 1, generator
+            )
+            return
+        c, unet, context = self.unet.config, self.unet, None
+        if prompts is not None:
+            labels = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
+            context = label_context(labels, c.context_dim)
+            if guidance != 1:
+                empty = torch.zeros_like(context[:1])
+                unet = ClassifierFreeGuidance(unet, empty, guidance)
+        shape = (n, c.in_channels, c.sample_size, c.sample_size)
+        x = torch.randn(shape, generator=generator, device=self.device)
+        yield from denoise(unet, self.scheduler, x, steps, generator, context)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return what the model draws in (b,c,h,w) as images in [-1,1]."""
+        return x if self.pipeline is None else 2 * self.pipeline.decode(x) - 1
+
+    def draw(
+        self,
+        prompts: Sequence[str] | None,
+        n: int,
+        steps: int,
+        generator: torch.Generator,
+        guidance: float = 4.0,
+        negative: str = "",
+        batch_size: int = 256,
+    ) -> Iterator[Tensor]:
+        """Yield batches (b,c,h,w) of the n pictures, in [-1,1] and on the CPU."""
+        for start in range(0, n, batch_size):
+            part = prompts if prompts is None else prompts[start : start + batch_size]
+            b = min(batch_size, n - start)
+            for state in self.states(part, b, steps, generator, guidance, negative):
+                x = state.x
+            yield self.decode(x).cpu()
+
+    def check_prompts(self, prompts: Sequence[str] | None, n: int) -> None:
+        """Raise ValueError unless there are as many prompts as the model needs."""
+        if self.unet.config.context_dim is None:
+            if prompts is not None:
+                raise ValueError(f"{self.model} takes no prompt: it draws what it likes")
+        elif prompts is None:
+            raise ValueError(f"{self.model} needs a prompt: what should it draw?")
+        elif len(prompts) != n:
+            raise ValueError(f"{n} pictures have {len(prompts)} prompts")
+
+    def label(self, prompt: str) -> int:
+        """Read a prompt that is a label; raises ValueError for anything else."""
+        n = self.unet.config.context_dim
+        if not prompt.isdecimal() or int(prompt) >= n:
+            raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")
+        return int(prompt)
+
+
+def best_device() -> torch.device:
+    """Return cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,56 @@
+"""Chapters 8 and 10: what a diffusion model is told while it learns.
+
+A prompt reaches the U-Net as a context (b,n,d): one vector for a label, one per token for a text.
+Some of the prompts are taken away in training, so that one network learns to draw with and without
+one, and the difference of the two can guide it (Ho and Salimans 2022).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisd.clip import CLIPTextModel
+from minisd.training import Prepare
+from minisd.vae import AutoencoderKL
+
+
+def label_context(labels: Tensor, num_classes: int) -> Tensor:
+    """Return a label as a prompt of one token: (b,) int64 -> (b,1,num_classes), 1 where it is.
+
+    No prompt is a token of zeros. The attention's first layer is the table of embeddings.
+    """
+    return F.one_hot(labels, num_classes)[:, None].float()
+
+
+def forget(batch_size: int, share: float, generator: torch.Generator) -> Tensor:
+    """Draw which prompts of a batch are taken away: (b,1) bool, true with probability `share`."""
+    return torch.rand(batch_size, 1, generator=generator, device=generator.device) < share
+
+
+def labelled_images(num_classes: int, drop: float = 0.1) -> Prepare:
+    """Prepare batches (images (b,c,h,w), labels (b,)); a share `drop` forgets its labels."""
+
+    def prepare(batch: list[Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        forgotten = forget(len(labels), drop, generator)[:, :, None]
+        return images, label_context(labels, num_classes).masked_fill(forgotten, 0.0)
+
+    return prepare
+
+
+def captioned_latents(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, empty_ids: Tensor, drop: float = 0.1
+) -> Prepare:
+    """Prepare batches (images (b,3,h,w), ids (b,n)) for latent diffusion with words.
+
+    A share `drop` of the texts becomes `empty_ids` (n,), the text "". Both networks are used as
+    they are, without gradients. Rombach et al. 2022, eq. 3.
+    """
+
+    @torch.no_grad()
+    def prepare(batch: list[Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, ids = batch
+        ids = torch.where(forget(len(ids), drop, generator), empty_ids.to(ids.device), ids)
+        return vae.encode(images, generator), text_encoder(ids)
+
+    return prepare
