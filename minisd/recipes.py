@@ -215,7 +215,7 @@ CLIP_SETTINGS = TrainingSettings(
     steps=4000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 VAE_SETTINGS = TrainingSettings(
-    steps=10_000, batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998
+    steps=8000, batch_size=16, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 
 
