@@ -119,7 +119,7 @@ class Recipe:
         for state in train(model, loss, dataset, self.settings, checkpoint, accelerator):
             yield state
 
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not (folder / "training.json").exists():
             finish(self, folder, state, dataset, accelerator, made_by, preparation)
         accelerator.wait_for_everyone()
 
