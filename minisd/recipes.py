@@ -272,7 +272,7 @@ RECIPES: dict[str, AnyRecipe] = {
                 DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
             ),
             settings=TrainingSettings(
-                steps=2500, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+                steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, ema_decay=0.998
             ),
             evaluate=evaluation.evaluate_digits_class,
             save=save_with(DIGITS_SCHEDULER),
