@@ -22,13 +22,7 @@ CORE = [
     "stable_diffusion",
 ]
 PLUMBING = {  # public names that no chapter shows in full, and why
-    "minisd.clip.CLIP": "chapter 7 builds it",
-    "minisd.clip.CLIPConfig": "chapter 7 builds it",
-    "minisd.clip.CLIPVisionConfig": "chapter 7 builds it",
-    "minisd.clip.VisionTransformer": "chapter 7 builds it",
-    "minisd.clip.make_patch_embedding": "chapter 7 builds it",
     "minisd.clip.check_sizes": "refuses sizes that do not fit",
-    "minisd.clip.contrastive_loss": "chapter 7 builds it",
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
