@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,7 +63,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe from nothing, or resume it."""
-    from minisd.pretrained import CHECKPOINTS, preferring
+    from minisd.pretrained import preferring
     from minisd.recipes import find_recipe, run
 
     wanted = find_recipe(recipe)
@@ -70,7 +71,7 @@ def train(
     plan = [(wanted, out)]
     if everything:
         plan = [(find_recipe(name), out.parent / name) for name in wanted.needs] + plan
-    with preferring(out.parent if everything else CHECKPOINTS):
+    with preferring(out.parent) if everything else nullcontext():
         for part, folder in plan:
             wish = steps if part.steps or part is wanted else None
             loop = run(part, folder, wish, seed, resume, precision.value)

@@ -60,7 +60,7 @@ CLIPTextConfig.SD15 = CLIPTextConfig(
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
-    """The sizes of a vision transformer; by default, those of the book's own, for postcards.
+    """The sizes of a vision transformer; by default, a small one.
 
     With a `stem`, convolutions of these widths halve the image before it is cut into patches, once
     each. Raises ValueError for sizes that do not fit.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.pipeline import DenoisingState, walk
-from minisd.schedulers import Scheduler, StepOutput
+from minisd.schedulers import Scheduler
 
 
 def last_timesteps(scheduler: Scheduler, num_inference_steps: int, strength: float) -> Tensor:
@@ -42,31 +42,11 @@ def redraw(
     scheduler.set_timesteps(num_inference_steps, device=x_start.device)
     timesteps = last_timesteps(scheduler, num_inference_steps, strength)
     x = scheduler.add_noise(x_start, noise, timesteps[:1])
-    if mask is not None:
-        scheduler = Inpainting(scheduler, timesteps, x_start, noise, mask)
-    yield from walk(unet, scheduler, timesteps, x, generator, context)
-
-
-class Inpainting:
-    """A scheduler that puts back, after every step, what is to stay, as noisy as the rest."""
-
-    def __init__(
-        self, scheduler: Scheduler, timesteps: Tensor, x_start: Tensor, noise: Tensor, mask: Tensor
-    ):
-        self.scheduler = scheduler
-        self.timesteps = timesteps
-        self.x_start = x_start
-        self.noise = noise
-        self.mask = mask
-        self.scale_model_input = scheduler.scale_model_input
-
-    def step(
-        self, prediction: Tensor, t: Tensor, x: Tensor, generator: torch.Generator | None = None
-    ) -> StepOutput:
-        """Take the scheduler's step where the mask is 1, and the known way elsewhere."""
-        x_next, x_start = self.scheduler.step(prediction, t, x, generator=generator)
-        self.timesteps = self.timesteps[1:]
-        known = self.x_start
-        if len(self.timesteps):
-            known = self.scheduler.add_noise(self.x_start, self.noise, self.timesteps[:1])
-        return StepOutput(self.mask * x_next + (1 - self.mask) * known, x_start)
+    if mask is None:
+        yield from walk(unet, scheduler, timesteps, x, generator, context)
+        return
+    for t, t_next in zip(timesteps.split(1), [*timesteps[1:].split(1), None], strict=True):
+        (state,) = walk(unet, scheduler, t, x, generator, context)
+        known = x_start if t_next is None else scheduler.add_noise(x_start, noise, t_next)
+        x = mask * state.x + (1 - mask) * known  # what is to stay, as noisy as the rest
+        yield state._replace(x=x)

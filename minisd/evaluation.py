@@ -137,7 +137,7 @@ def evaluate_digits_class(folder: Path, settings: EvaluationSettings) -> Scores:
         "samples": f"{settings.n:,}, {how}; judge {name}",
         "judged as asked": in_words(Accuracy(int(right.sum()), settings.n)),
     }
-    for digit in range(10):
+    for digit in asked.unique().tolist():
         of_digit = right[asked == digit]
         scores[f"judged as asked, {digit}"] = in_words(Accuracy(int(of_digit.sum()), len(of_digit)))
     return scores
@@ -180,8 +180,8 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
 
 def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score an autoencoder on unseen postcards: what comes back, and what a judge sees in it."""
-    vae, judge = AutoencoderKL.from_pretrained(folder), Judge.from_pretrained(POSTCARDS_JUDGE)
-    scores = {}
+    judge = Judge.from_pretrained(settings.judge or POSTCARDS_JUDGE)
+    vae, scores = AutoencoderKL.from_pretrained(folder), {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images = data.images()
@@ -190,10 +190,7 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
         scores[f"PSNR, {settings.n:,} postcards, {name}"] = f"{decibels.mean():.2f} dB"
         scores[f"SSIM, {settings.n:,} postcards, {name}"] = f"{similarity.mean():.4f}"
         right = judge_answers(judge, decoded) == data.labels
-        every = Accuracy(int(right.all(dim=1).sum()), settings.n)
-        scores[f"judged right in every attribute, {name}"] = in_words(every)
-        for question, column in zip(judge.heads, right.T, strict=True):
-            scores[f"{question}, {name}"] = in_words(Accuracy(int(column.sum()), settings.n))
+        scores |= shares_of_right("judged right in every attribute", judge, right, name)
     latents = in_batches(vae.encode, images)
     return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
 
@@ -214,19 +211,15 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
         images, how = draw(folder, settings, data.full_captions)
         answers = judge_answers(judge, images)
         right = answers == data.labels
-        every = Accuracy(int(right.all(dim=1).sum()), settings.n)
-        scores[f"prompt accuracy, all attributes, {words}"] = in_words(every)
-        for question, column in zip(judge.heads, right.T, strict=True):
-            scores[f"{question}, {words}"] = in_words(Accuracy(int(column.sum()), settings.n))
+        scores |= shares_of_right("prompt accuracy, all attributes", judge, right, words)
         scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
         texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
-        for kind, shown in (("drawn", images), ("real", data.images())):
-            pairs[kind].append((in_batches(clip.encode_image, shown) * texts).sum(dim=1))
-        pairs["shuffled"].append(
-            (in_batches(clip.encode_image, data.images()) * texts.roll(1, dims=0)).sum(dim=1)
-        )
         pictures.append(images)
         real.append(data.images())
+        seen, shown = (in_batches(clip.encode_image, each[-1]) for each in (pictures, real))
+        pairs["drawn"].append((seen * texts).sum(dim=1))
+        pairs["real"].append((shown * texts).sum(dim=1))
+        pairs["shuffled"].append((shown * texts.roll(1, dims=0)).sum(dim=1))
     others = [Postcards(split, settings.n, seed=UNSEEN_SEED + 1).images() for split in SPLITS]
     drawn, truth, other = (
         in_batches(judge.features, torch.cat(images)) for images in (pictures, real, others)
@@ -246,6 +239,15 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
             f"{2 * settings.n:,} samples)"
         ),
         "FID of other real postcards": f"{frechet_distance(other, truth):.3f}",
+    }
+
+
+def shares_of_right(title: str, judge: Judge, right: Tensor, words: str) -> Scores:
+    """Say how often all answers (n,questions) bool are right, and how often each is."""
+    columns = {title: right.all(dim=1), **dict(zip(judge.heads, right.T, strict=True))}
+    return {
+        f"{name}, {words}": in_words(Accuracy(int(column.sum()), len(column)))
+        for name, column in columns.items()
     }
 
 

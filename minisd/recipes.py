@@ -1,5 +1,6 @@
 """Chapter 4: named, complete training set-ups: data, model, loss, optimiser, steps."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -62,8 +63,9 @@ def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None
     """Save an autoencoder with the scaling factor that gives its latents unit variance."""
     images = torch.stack([image for image, *_ in dataset.__getitems__(list(range(SCALED_BY)))])
     factor = measure_scaling_factor(vae, images.to(next(vae.parameters()).device))
-    vae.config = replace(vae.config, scaling_factor=round(factor, 5))
-    save_model(vae, folder, dataset)
+    scaled = copy.copy(vae)  # the same weights
+    scaled.config = replace(vae.config, scaling_factor=round(factor, 5))
+    save_model(scaled, folder, dataset)
 
 
 def save_pipeline(unet: UNet, folder: Path, dataset: Dataset) -> None:
@@ -228,8 +230,6 @@ CLIP_SETTINGS = TrainingSettings(
 VAE_SETTINGS = TrainingSettings(
     steps=8000, batch_size=16, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
-
-
 SCALED_BY = 1000  # postcards that measure the scaling factor
 ENCODED = 60_000  # postcards that latent diffusion learns from
 

@@ -185,13 +185,12 @@ class StableDiffusionPipeline:
         unet = self.unet
         if guidance_scale != 1:
             unet = ClassifierFreeGuidance(unet, empty, guidance_scale)
-        settings = (num_inference_steps, generator, context)
         if image is None:
             if mask is not None:
                 raise ValueError("a mask needs an image, of which it says what to draw anew")
             shape = self.latent_shape(len(context), height, width)
             noise = self.make_noise(shape, generator, latents)
-            yield from denoise(unet, self.scheduler, noise, *settings)
+            yield from denoise(unet, self.scheduler, noise, num_inference_steps, generator, context)
             return
         x_start = self.encode_image(image, generator).expand(len(context), -1, -1, -1)
         if mask is not None:
@@ -225,9 +224,9 @@ class StableDiffusionPipeline:
         (b,c,h/8,w/8) are the noise to begin with, in place of a draw from `generator`. Images are
         PIL, or in [0,1] as `np` (b,h,w,3) or `pt` (b,3,h,w); `latent` stops before the decoder.
 
-        With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it, the
-        wilder the higher `strength`; with a `mask` (PIL, or (h,w) in [0,1]) only what is white in
-        it is drawn anew. Raises ValueError for what does not fit.
+        With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it, in
+        its size, and the wilder the higher `strength`; with a `mask` (PIL, or (h,w) in [0,1]) only
+        what is white in it is drawn anew. Raises ValueError for what does not fit.
         """
         if output_type not in get_args(OutputType):
             known = ", ".join(get_args(OutputType))
@@ -277,6 +276,7 @@ class StableDiffusionPipeline:
     def encode_image(self, image: Picture, generator: torch.Generator | None = None) -> Tensor:
         """Return the latents (1,c,h/8,w/8) of an image; with a generator they are drawn."""
         pixels = as_tensor(image, "RGB").to(self.device, self.dtype)
+        self.latent_shape(1, *pixels.shape[2:])  # raises ValueError for a size that does not fit
         return self.vae.encode(2 * pixels - 1, generator)
 
     def latent_mask(self, mask: Picture, latents: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ def as_tensor(picture: Picture, mode: str) -> Tensor:
     A tensor may be (c,h,w), (1,c,h,w), or (h,w) if there is one channel. Raises ValueError for any
     other, and for numbers outside [0,1].
     """
-    channels = len(mode) if mode == "RGB" else 1
+    channels = len(mode)
     if isinstance(picture, Image.Image):
         array = np.asarray(picture.convert(mode), dtype="float32") / 255
         return torch.from_numpy(array).view(1, *picture.size[::-1], channels).permute(0, 3, 1, 2)

@@ -181,7 +181,7 @@ def train(
 
     `loss_function(model, batch, generator)` returns a scalar. With a `checkpoint` path the run
     saves itself there every `save_every` steps, and goes on from there if the file exists. Runs on
-    one device, or on several processes under `accelerate launch`. The log counts seconds from
+    one device, or on several processes under accelerate. The log counts seconds from
     `spent`, those of the preparation.
 
     Raises ValueError if the data set is smaller than a batch, or if the checkpoint is damaged or

@@ -1,3 +1,4 @@
+import diffusers
 import pytest
 import torch
 from helpers import KINDS, randomise
@@ -59,6 +60,18 @@ def test_outside_of_the_mask_nothing_changes(unet, kind):
     _, unmasked = edit(unet, make(kind), 1.0)
     _, everywhere = edit(unet, make(kind), 1.0, torch.ones(1, 1, 8, 8))
     assert torch.equal(everywhere, unmasked)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler])
+def test_diffusers_schedulers_do_as_well(unet, kind):
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:5, 3:7] = 1
+    ours = make(kind)
+    theirs = getattr(diffusers, kind.__name__)(**ours.config)
+    for each in (None, mask):
+        _, a = edit(unet, make(kind), 0.7, each)
+        _, b = edit(unet, theirs, 0.7, each)
+        assert (a - b).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("strength", [0, -0.5, 1.5, float("nan"), 0.01])

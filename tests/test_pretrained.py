@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minisd import UNet, UNetConfig
 from minisd.metrics import Judge, JudgeConfig
-from minisd.pretrained import CHECKPOINTS, bundled, locate, read_tensors
+from minisd.pretrained import CHECKPOINTS, bundled, locate, preferring, read_tensors
 
 CONFIG = UNetConfig(
     sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
@@ -248,3 +248,14 @@ def test_no_network_for_a_hub_id_raises(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     with pytest.raises(ValueError, match="cannot download someone/model from the hub: no route"):
         locate("someone/model")
+
+
+def test_a_preferred_folder_is_searched_first(tmp_path):
+    (tmp_path / "digits-judge").mkdir()
+    with preferring(tmp_path):
+        assert locate("digits-judge") == tmp_path / "digits-judge"
+        assert locate("digits-ddpm") == CHECKPOINTS / "digits-ddpm"
+    assert locate("digits-judge") == CHECKPOINTS / "digits-judge"
+    with pytest.raises(RuntimeError), preferring(tmp_path):
+        raise RuntimeError
+    assert locate("digits-judge") == CHECKPOINTS / "digits-judge"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import randomise
 from safetensors.torch import load_file
 from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
@@ -22,9 +23,10 @@ from minisd.recipes import (
     find_recipe,
     postcards_clip,
     run,
+    save_autoencoder,
 )
 from minisd.schedulers import load_scheduler
-from minisd.stable_diffusion import INDEX
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 
 SHORT = {
     name: recipe.changed(steps=20) for name, recipe in TINY.items() if isinstance(recipe, Recipe)
@@ -78,6 +80,39 @@ def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
             loss = loss_function(recipe.model(), batches[recipe.name], torch.Generator())
             assert loss.ndim == 0 and loss.isfinite()
             loss.backward()
+
+
+def test_latent_diffusion_is_saved_with_all_that_it_needs(tmp_path, monkeypatch):
+    tokenizer, generator = Tokenizer.from_pretrained("tokenizer-postcards"), torch.Generator()
+    vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
+    parts = tokenizer, randomise(postcards_clip().text_model, generator).eval(), vae
+    monkeypatch.setattr("minisd.recipes.frozen_parts", lambda: parts)
+    monkeypatch.setattr("minisd.recipes.ENCODED", 64)
+    data = find_recipe("postcards").dataset()
+    with torch.no_grad():
+        one = vae.encode(Postcards("train", 64).images([5]))
+    assert len(data) == 64 and (data[5][0] - one[0]).abs().max() < 1e-4
+    assert torch.equal(data[5][1], tokenizer(Postcards("train", 64).captions[5])[0])
+
+    follow(find_recipe("postcards"), tmp_path, steps=1)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+    saved = load_file(tmp_path / "vae" / "model.safetensors")["decoder.conv_out.weight"]
+    assert torch.equal(saved, vae.decoder.conv_out.weight.half())
+    images = pipe("a red house", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+    assert read_json(tmp_path / "training.json")["examples"] == 64
+
+
+def test_an_autoencoder_is_saved_with_the_scale_of_its_latents(tmp_path):
+    vae, data = randomise(AutoencoderKL(VAEConfig.POSTCARDS)), Postcards("train", 1000)
+    before = vae.config
+    save_autoencoder(vae, tmp_path, data)
+    assert vae.config is before and before.scaling_factor == 1
+    again = AutoencoderKL.from_pretrained(tmp_path)
+    with torch.no_grad():
+        latents = again.encode(data.images(slice(300)), torch.Generator())
+    assert abs(latents.std().item() - 1) < 0.05
 
 
 def test_a_run_leaves_model_scheduler_log_and_card(finished):

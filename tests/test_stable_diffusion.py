@@ -257,7 +257,8 @@ def test_a_mask_keeps_the_rest(pipe, picture):
         (dict(image="x.png"), "PIL image or a tensor, got str"),
         (dict(image=torch.rand(1, 32, 32)), "3 channels in"),
         (dict(image=2 * torch.ones(3, 32, 32)), r"in \[0,1\]"),
-        (dict(image=torch.rand(3, 30, 32)), "multiples of 4"),
+        (dict(image=torch.rand(3, 30, 32)), "multiples of 8, got 30 and 32"),
+        (dict(image=torch.rand(3, 32, 36)), "multiples of 8, got 32 and 36"),  # the U-Net halves
         (dict(image=torch.rand(3, 32, 32), strength=0.0), "strength"),
         (dict(image=torch.rand(3, 32, 32), mask=torch.ones(16, 32)), "as large as the image"),
         (dict(image=torch.rand(3, 32, 32), mask=torch.zeros(32, 32)), "mask is empty"),

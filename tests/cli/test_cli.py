@@ -50,24 +50,23 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 
+def trained(name, tmp_path_factory):
+    """Follow a tiny recipe for five steps and return its folder."""
+    folder = tmp_path_factory.mktemp("models") / name
+    list(run(TINY[name], folder, steps=5))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a tiny DDPM and its scheduler."""
-    folder = tmp_path_factory.mktemp("models") / "ddpm"
-    recipe = TINY["tiny-ddpm"]
-    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
-        pass
-    return folder
+    return trained("tiny-ddpm", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
     """A folder with a tiny U-Net that draws the digit it is asked for."""
-    folder = tmp_path_factory.mktemp("models") / "class"
-    recipe = TINY["tiny-class"]
-    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
-        pass
-    return folder
+    return trained("tiny-class", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +79,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "judge"
-    recipe = TINY["tiny-classifier"]
-    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
-        pass
-    return folder
+    return trained("tiny-classifier", tmp_path_factory)
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import randomise, tiny_pipeline
+
+from minisd import AutoencoderKL, VAEConfig
+from minisd.data.postcards import Postcards
+from minisd.evaluation import (
+    EvaluationSettings,
+    confused,
+    evaluate_postcards,
+    evaluate_postcards_vae,
+    shares_of_right,
+)
+from minisd.metrics import Judge, JudgeConfig
+
+FEW = EvaluationSettings(n=6, steps=2)
+TWO = Judge(JudgeConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4))))
+
+
+def share(scores, start):
+    """The one share among the scores whose name starts so."""
+    (value,) = (text for name, text in scores.items() if name.startswith(start))
+    return float(re.match(r"([\d.]+)%", value)[1])
+
+
+def test_shares_of_right_answers_are_counted_together_and_apart():
+    right = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
+    scores = shares_of_right("all", TWO, right, "seen")
+    assert list(scores) == ["all, seen", "subject, seen", "sky, seen"]
+    assert [share(scores, name) for name in ("all", "subject", "sky")] == [50, 75, 75]
+
+
+def test_mistaken_subjects_are_named_the_most_frequent_first():
+    asked = torch.tensor([[0, 9], [0, 9], [1, 9], [2, 9], [2, 9]])
+    judged = torch.tensor([[3, 9], [3, 9], [1, 8], [0, 9], [2, 9]])
+    assert confused(asked, judged) == "temple -> lighthouse 2; castle -> temple 1"
+    assert confused(asked, asked) == "none"
+
+
+def test_an_autoencoder_that_gives_back_what_it_got_has_perfect_scores(tmp_path, monkeypatch):
+    config = VAEConfig(64, 3, 4, (8, 8), 1, 4, patch_size=4)
+    randomise(AutoencoderKL(config), torch.Generator().manual_seed(0)).save_pretrained(tmp_path)
+    scores = evaluate_postcards_vae(tmp_path, FEW)
+    assert share(scores, "judged right in every attribute, seen") < 100
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: images)
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, images: images)
+    scores = evaluate_postcards_vae(tmp_path, FEW)
+    assert share(scores, "judged right in every attribute, seen") == 100
+    assert scores["SSIM, 6 postcards, seen combinations"] == "1.0000"
+
+
+def test_another_judge_can_be_asked(tmp_path):
+    with pytest.raises(ValueError, match="no-such-judge"):
+        evaluate_postcards_vae(tmp_path, replace(FEW, judge="no-such-judge"))
+
+
+def test_real_postcards_have_the_best_scores_that_can_be(tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path)
+    splits = iter(("test", "held_out"))
+
+    def real(folder, settings, prompts):
+        data = Postcards(next(splits), settings.n, seed=7)
+        assert prompts == data.full_captions
+        return data.images(), "as they are"
+
+    monkeypatch.setattr("minisd.evaluation.draw", real)
+    scores = evaluate_postcards(tmp_path, FEW)
+    for words in ("seen", "held-out"):
+        assert share(scores, f"prompt accuracy, all attributes, {words}") == 100
+        assert scores[f"subjects most often mistaken, {words} combinations"] == "none"
+    drawn, real_, shuffled = map(float, re.findall(r"-?\d\.\d+", scores["CLIP score"]))
+    assert drawn == real_ > shuffled + 0.2
+    (fid,) = (text for name, text in scores.items() if name.startswith("FID (judge"))
+    assert abs(float(fid.split()[0])) < 0.01 < float(scores["FID of other real postcards"])
+
+
+def test_a_pipeline_is_scored_from_its_folder(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
+    pipe.save_pretrained(tmp_path)
+    scores = evaluate_postcards(tmp_path, FEW)
+    assert scores["samples"].startswith("6 full captions of each kind, seed 0, 2 steps of dpm")
+    assert share(scores, "prompt accuracy, all attributes, seen") < 100
+    assert evaluate_postcards(tmp_path, FEW) == scores
