@@ -47,8 +47,12 @@ class Artist:
         guidance: float = 4.0,
         negative: str = "",
     ) -> Iterator[DenoisingState]:
-        """Draw n pictures at once, one for each prompt, and yield the state after each step."""
-        self.check_prompts(prompts, n)
+        """Draw n pictures at once, one for each prompt, and yield the state after each step.
+
+        Guidance takes them away from `negative`. Raises ValueError for a prompt that the model
+        cannot read.
+        """
+        self.check_prompts(prompts, n, negative)
         if self.pipeline is not None:
             self.pipeline.scheduler = self.scheduler
             yield from self.pipeline.denoise(
@@ -57,10 +61,9 @@ class Artist:
             return
         c, unet, context = self.unet.config, self.unet, None
         if prompts is not None:
-            labels = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
-            context = label_context(labels, c.context_dim)
+            context = self.labels(prompts)
+            empty = self.labels([negative]) if negative else torch.zeros_like(context[:1])
             if guidance != 1:
-                empty = torch.zeros_like(context[:1])
                 unet = ClassifierFreeGuidance(unet, empty, guidance)
         shape = (n, c.in_channels, c.sample_size, c.sample_size)
         x = torch.randn(shape, generator=generator, device=self.device)
@@ -88,22 +91,23 @@ class Artist:
                 x = state.x
             yield self.decode(x).cpu()
 
-    def check_prompts(self, prompts: Sequence[str] | None, n: int) -> None:
+    def check_prompts(self, prompts: Sequence[str] | None, n: int, negative: str) -> None:
         """Raise ValueError unless there are as many prompts as the model needs."""
         if self.unet.config.context_dim is None:
-            if prompts is not None:
+            if prompts is not None or negative:
                 raise ValueError(f"{self.model} takes no prompt: it draws what it likes")
         elif prompts is None:
             raise ValueError(f"{self.model} needs a prompt: what should it draw?")
         elif len(prompts) != n:
             raise ValueError(f"{n} pictures have {len(prompts)} prompts")
 
-    def label(self, prompt: str) -> int:
-        """Read a prompt that is a label; raises ValueError for anything else."""
+    def labels(self, prompts: Sequence[str]) -> Tensor:
+        """Read prompts that are labels, (b,1,classes); raises ValueError for anything else."""
         n = self.unet.config.context_dim
-        if not prompt.isdecimal() or int(prompt) >= n:
-            raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")
-        return int(prompt)
+        for prompt in prompts:
+            if not prompt.isdecimal() or int(prompt) >= n:
+                raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")
+        return label_context(torch.tensor([*map(int, prompts)], device=self.device), n)
 
 
 def best_device() -> torch.device:

@@ -99,9 +99,9 @@ class ClassifierFreeGuidance(nn.Module):
         self.guidance_scale = guidance_scale
 
     def forward(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
-        both = torch.cat([self.empty.expand_as(context), context])
-        t = torch.as_tensor(t, device=x.device).expand(len(x)).repeat(2)
-        uncond, cond = self.unet(x.repeat(2, 1, 1, 1), t, both).chunk(2)  # one call for both
+        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        both = torch.cat([self.empty.expand_as(context), context])  # (2b,n,d): one call for both
+        uncond, cond = self.unet(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)
 
 

@@ -3,7 +3,7 @@ import torch
 from helpers import randomise
 
 from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
-from minisd.pipeline import denoise, sample
+from minisd.pipeline import ClassifierFreeGuidance, denoise, sample
 
 PLAIN = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 WORDS = UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
@@ -84,3 +84,93 @@ def test_a_network_that_needs_words_says_so():
 def test_a_generator_of_another_device_raises(unet):
     with pytest.raises(ValueError, match="generator is on cpu, the model on meta"):
         next(sample(unet.to("meta"), DDIMScheduler(), 1, 2, torch.Generator()))
+
+
+# ---- Guidance ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words():
+    return randomise(UNet(WORDS)).eval()
+
+
+def guided(kind, unet, scale, empty=None, b=3, n=4, t=500):
+    """Return what `kind` predicts, and what it should, from two separate calls."""
+    generator = torch.Generator().manual_seed(1)
+    x, context = (torch.randn(shape, generator=generator) for shape in ((b, 2, 8, 8), (b, n, 5)))
+    empty = torch.randn(1, n, 5, generator=generator) if empty is None else empty
+    with torch.no_grad():
+        found = kind(unet, empty, scale)(x, t, context)
+        uncond, cond = unet(x, t, empty.expand(b, -1, -1)), unet(x, t, context)
+    return found, uncond, cond
+
+
+@pytest.mark.parametrize("scale", [-1, 0, 0.5, 1, 1.5, 4, 7.5])
+@pytest.mark.parametrize("t", [0, torch.tensor(700), torch.tensor([3, 400, 999])])
+def test_guidance_is_the_formula_of_two_calls(words, scale, t):
+    found, uncond, cond = guided(ClassifierFreeGuidance, words, scale, t=t)
+    assert found.shape == (3, 2, 8, 8)
+    assert torch.allclose(found, uncond + scale * (cond - uncond), atol=1e-5)
+    paper = (1 + (scale - 1)) * cond - (scale - 1) * uncond  # Ho and Salimans 2022, eq. 6
+    assert torch.allclose(found, paper, atol=1e-4)
+
+
+def test_scale_1_is_the_plain_network_and_0_does_not_listen(words):
+    found, uncond, cond = guided(ClassifierFreeGuidance, words, 1)
+    assert torch.allclose(found, cond, atol=1e-5) and (cond - uncond).abs().max() > 1e-2
+    found, uncond, _ = guided(ClassifierFreeGuidance, words, 0)
+    assert torch.allclose(found, uncond, atol=1e-5)
+
+
+def test_each_picture_may_have_its_own_empty_prompt(words):
+    empty = torch.randn(3, 4, 5)
+    found, uncond, cond = guided(ClassifierFreeGuidance, words, 3.0, empty)
+    assert torch.allclose(found, uncond + 3 * (cond - uncond), atol=1e-5)
+    assert not torch.allclose(found, guided(ClassifierFreeGuidance, words, 3.0, empty.flip(0))[0])
+
+
+class Swapped(ClassifierFreeGuidance):
+    """A planted fault: pushes away from the prompt."""
+
+    def forward(self, x, t, context):
+        empty = self.empty.expand_as(context)
+        return ClassifierFreeGuidance(self.unet, context, self.guidance_scale)(x, t, empty)
+
+
+class Shifted(ClassifierFreeGuidance):
+    """A planted fault: takes the scale for the paper's w."""
+
+    def __init__(self, unet, empty, scale):
+        super().__init__(unet, empty, scale + 1)
+
+
+@pytest.mark.parametrize("fault", [Swapped, Shifted])
+def test_a_planted_fault_is_seen(words, fault):
+    for scale in (0, 1, 4):
+        found, uncond, cond = guided(fault, words, scale)
+        assert (found - (uncond + scale * (cond - uncond))).abs().max() > 1e-2
+
+
+def test_guidance_is_one_call_for_both_and_leaves_its_arguments_alone(words):
+    sizes = []
+    words.register_forward_pre_hook(lambda _, inputs: sizes.append([len(part) for part in inputs]))
+    x, context, empty = torch.randn(3, 2, 8, 8), torch.randn(3, 4, 5), torch.zeros(1, 4, 5)
+    copies = x.clone(), context.clone()
+    ClassifierFreeGuidance(words, empty, 2.0)(x, 10, context)
+    assert sizes == [[6, 6, 6]]
+    assert torch.equal(x, copies[0]) and torch.equal(context, copies[1]) and not empty.any()
+
+
+def test_a_guided_network_draws(words):
+    noise, context = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 5)
+    network = ClassifierFreeGuidance(words, torch.zeros(1, 3, 5), 3.0)
+    *_, last = denoise(network, DDIMScheduler(), noise, 4, context=context)
+    scheduler, x = DDIMScheduler(), noise
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            uncond, cond = words(x, t, torch.zeros(2, 3, 5)), words(x, t, context)
+            x = scheduler.step(uncond + 3 * (cond - uncond), t, x).prev_sample
+    assert torch.allclose(last.x, x, atol=1e-4)
+    *_, plain = denoise(words, DDIMScheduler(), noise, 4, context=context)
+    assert (plain.x - last.x).abs().max() > 1e-2
