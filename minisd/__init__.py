@@ -16,7 +16,6 @@ from minisd.clip import (  # noqa: E402
     VisionTransformer,
 )
 from minisd.exercises import check  # noqa: E402
-from minisd.pipeline import StableDiffusionPipeline  # noqa: E402
 from minisd.schedulers import (  # noqa: E402
     DDIMScheduler,
     DDPMScheduler,
@@ -26,6 +25,7 @@ from minisd.schedulers import (  # noqa: E402
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
+from minisd.stable_diffusion import StableDiffusionPipeline  # noqa: E402
 from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
 from minisd.unet import UNet, UNetConfig  # noqa: E402
 from minisd.vae import AutoencoderKL, VAEConfig  # noqa: E402

@@ -6,16 +6,10 @@ import torch
 from torch import Tensor
 
 from minisd.conditioning import label_context
-from minisd.pipeline import (
-    INDEX,
-    ClassifierFreeGuidance,
-    DenoisingState,
-    StableDiffusionPipeline,
-    denoise,
-    load_scheduler,
-)
+from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import locate
-from minisd.schedulers import SAMPLERS
+from minisd.schedulers import SAMPLERS, load_scheduler
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.unet import UNet
 
 

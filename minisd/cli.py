@@ -54,20 +54,30 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
     precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Train what it builds on before, and use that.")
+    ] = False,
 ) -> None:
     """Train a recipe from nothing, or resume it."""
+    from minisd.pretrained import CHECKPOINTS, preferring
     from minisd.recipes import find_recipe, run
 
-    found = find_recipe(recipe)
+    wanted = find_recipe(recipe)
     out = out or Path("runs") / recipe
-    loop = run(found, out, steps, seed, resume, precision.value)
-    with tqdm(total=steps or found.steps, unit="step", mininterval=1, delay=0.1) as bar:
-        for step in loop:
-            bar.update(step.step - bar.n)
-            if step.log:
-                bar.set_postfix(loss=f"{step.log[-1]['loss']:.4f}", refresh=False)
-    done = f"{bar.n} steps done, " if found.steps else ""
-    typer.echo(f"{recipe}: {done}saved in {out}")
+    plan = [(wanted, out)]
+    if everything:
+        plan = [(find_recipe(name), out.parent / name) for name in wanted.needs] + plan
+    with preferring(out.parent if everything else CHECKPOINTS):
+        for part, folder in plan:
+            wish = steps if part.steps or part is wanted else None
+            loop = run(part, folder, wish, seed, resume, precision.value)
+            with tqdm(total=wish or part.steps, unit="step", mininterval=1, delay=0.1) as bar:
+                for step in loop:
+                    bar.update(step.step - bar.n)
+                    if step.log:
+                        bar.set_postfix(loss=f"{step.log[-1]['loss']:.4f}", refresh=False)
+            done = f"{bar.n} steps done, " if part.steps else ""
+            typer.echo(f"{part.name}: {done}saved in {folder}")
 
 
 @app.command()
@@ -120,11 +130,10 @@ def generate(
         frames = [image_grid(artist.decode(state.x_start)) for state in states]
         images = artist.decode(states[-1].x).cpu()
         save_gif(animate, frames)
-    scale = max(1, 128 // images.shape[-1])
     sheets = [images] if grid else images.split(1)
     for i, sheet in enumerate(sheets):
         path = out if len(sheets) == 1 else out.with_stem(f"{out.stem}-{i}")
-        gap = 0 if len(sheet) == 1 else 2
+        scale, gap = (4, 0) if len(sheet) == 1 else (2, 2)
         with replacing(path) as temporary:
             image_grid(sheet, scale=scale, gap=gap).save(temporary)
     what = f"{n} image{'s' * (n > 1)} of {model}" + (f": {prompt!r}" if prompt else "")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from minisd.clip import CLIPTextModel
 from minisd.training import Prepare
-from minisd.vae import AutoencoderKL
 
 
 def label_context(labels: Tensor, num_classes: int) -> Tensor:
@@ -38,19 +37,17 @@ def labelled_images(num_classes: int, drop: float = 0.1) -> Prepare:
     return prepare
 
 
-def captioned_latents(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, empty_ids: Tensor, drop: float = 0.1
-) -> Prepare:
-    """Prepare batches (images (b,3,h,w), ids (b,n)) for latent diffusion with words.
+def captioned_images(text_encoder: CLIPTextModel, empty_ids: Tensor, drop: float = 0.1) -> Prepare:
+    """Prepare batches (images or latents (b,c,h,w), ids (b,n)) for diffusion with words.
 
-    A share `drop` of the texts becomes `empty_ids` (n,), the text "". Both networks are used as
-    they are, without gradients. Rombach et al. 2022, eq. 3.
+    A share `drop` of the texts becomes `empty_ids` (n,), the text "". The text encoder is used as
+    it is, without gradients. Rombach et al. 2022, eq. 3.
     """
 
     @torch.no_grad()
     def prepare(batch: list[Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images, ids = batch
         ids = torch.where(forget(len(ids), drop, generator), empty_ids.to(ids.device), ids)
-        return vae.encode(images, generator), text_encoder(ids)
+        return images, text_encoder(ids)
 
     return prepare

@@ -4,6 +4,8 @@ A folder holds `config.json` (the fields of the model's config) and `model.safet
 diffusers' format are read as they are, and written on request.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,6 +32,19 @@ CHECKPOINTS = next(  # beside the modules once installed; in data/ in the reposi
 )
 
 
+SEARCHED = [CHECKPOINTS]  # where a name is looked up, the first hit wins
+
+
+@contextmanager
+def preferring(folder: str | Path) -> Iterator[None]:
+    """Within this block, take a model from `folder` if it has one of that name."""
+    SEARCHED.insert(0, Path(folder))
+    try:
+        yield
+    finally:
+        SEARCHED.pop(0)
+
+
 def bundled() -> list[str]:
     """Return the names of the checkpoints that come with minisd."""
     return sorted(path.parent.name for path in CHECKPOINTS.glob("*/card.md"))
@@ -41,7 +56,7 @@ def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("
     Only a hub id ("owner/model") is downloaded, and of it only the files that match `patterns`.
     Raises ValueError if there is no such thing, or no network to fetch it.
     """
-    for folder in (Path(name).expanduser(), CHECKPOINTS / name):
+    for folder in (Path(name).expanduser(), *(known / name for known in SEARCHED)):
         if folder.is_dir():
             folder = folder / subfolder
             if not folder.is_dir():

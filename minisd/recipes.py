@@ -13,19 +13,20 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
+from minisd.artist import best_device
 from minisd.cards import commit, machine, processor, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from minisd.conditioning import captioned_latents, labelled_images
-from minisd.data.captioned import Captioned
+from minisd.conditioning import captioned_images, labelled_images
+from minisd.data.captioned import Captioned, Latents
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, Postcards
 from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
 from minisd.losses import autoencoder_loss
 from minisd.metrics import Judge, JudgeConfig, judge_loss
-from minisd.pipeline import StableDiffusionPipeline
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
+from minisd.stable_diffusion import StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
     CHECKPOINT,
@@ -89,6 +90,7 @@ class Recipe:
     save: Save = save_model
     product: str = "model.safetensors"
     samples: int = 5000  # that score it
+    needs: tuple[str, ...] = ()  # the recipes whose models it builds on, in order
 
     @property
     def steps(self) -> int:
@@ -106,7 +108,9 @@ class Recipe:
         if mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
         made_by = commit()  # now: the files may change while the run lasts
+        start = time.perf_counter()
         dataset = self.dataset()
+        preparation = time.perf_counter() - start
         with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
             torch.random.manual_seed(self.settings.seed)
             model = self.model()
@@ -116,7 +120,7 @@ class Recipe:
             yield state
 
         if accelerator.is_main_process:
-            finish(self, folder, state, dataset, accelerator, made_by)
+            finish(self, folder, state, dataset, accelerator, made_by, preparation)
         accelerator.wait_for_everyone()
 
 
@@ -135,6 +139,7 @@ class TokenizerRecipe:
     evaluate: Evaluation
 
     samples: int = 5000  # that score it
+    needs: ClassVar[tuple[str, ...]] = ()
     product: ClassVar[str] = "vocab.json"
     steps: ClassVar[int] = 0
 
@@ -182,22 +187,28 @@ def postcards_clip() -> CLIP:
         eos_token_id=tokenizer.eos_token_id,
         num_heads=3,
     )
-    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2)))
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64))))
 
 
 def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
     """Return what latent diffusion builds on, trained before it and not changed by it."""
-    text_encoder = CLIP.from_pretrained("clip-postcards").text_model
+    text_encoder = CLIP.from_pretrained(evaluation.POSTCARDS_CLIP).text_model
     vae = AutoencoderKL.from_pretrained("postcards-vae")
     for network in (text_encoder, vae):
         network.requires_grad_(False)
     return Tokenizer.from_pretrained(evaluation.TOKENIZER), text_encoder, vae
 
 
+def postcards_latents() -> Latents:
+    """Return captioned postcards as the autoencoder sees them."""
+    tokenizer, _, vae = frozen_parts()
+    return Latents(Captioned(Postcards("train", ENCODED), tokenizer), vae.to(best_device()))
+
+
 def postcards_loss(device: torch.device) -> LossFunction:
     """Return the loss of latent diffusion with words: Rombach et al. 2022, eq. 3."""
-    tokenizer, text_encoder, vae = frozen_parts()
-    prepare = captioned_latents(vae.to(device), text_encoder.to(device), tokenizer([""])[0])
+    tokenizer, text_encoder, _ = frozen_parts()
+    prepare = captioned_images(text_encoder.to(device), tokenizer([""])[0])
     return diffusion_loss(POSTCARDS_SCHEDULER, POSTCARDS_PROBABILITIES, prepare)
 
 
@@ -212,14 +223,15 @@ POSTCARDS_SETTINGS = TrainingSettings(
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=2000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+    steps=4000, batch_size=128, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 VAE_SETTINGS = TrainingSettings(
-    steps=10_000, batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998
+    steps=8000, batch_size=16, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
 )
 
 
 SCALED_BY = 1000  # postcards that measure the scaling factor
+ENCODED = 60_000  # postcards that latent diffusion learns from
 
 
 def examples(settings: TrainingSettings) -> int:
@@ -294,6 +306,7 @@ RECIPES: dict[str, AnyRecipe] = {
             loss=lambda device: clip_loss,
             settings=CLIP_SETTINGS,
             evaluate=evaluation.evaluate_postcards_clip,
+            needs=(evaluation.TOKENIZER,),
         ),
         Recipe(
             name="postcards-vae",
@@ -309,16 +322,14 @@ RECIPES: dict[str, AnyRecipe] = {
             name="postcards",
             summary="Stable Diffusion for postcards: draws in latent space what a prompt says",
             model=lambda: UNet(UNetConfig.POSTCARDS),
-            dataset=lambda: Captioned(
-                Postcards("train", examples(POSTCARDS_SETTINGS)),
-                Tokenizer.from_pretrained(evaluation.TOKENIZER),
-            ),
+            dataset=postcards_latents,
             loss=postcards_loss,
             settings=POSTCARDS_SETTINGS,
             evaluate=evaluation.evaluate_postcards,
             save=save_pipeline,
             product="model_index.json",
             samples=500,
+            needs=(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
         ),
     )
 }
@@ -359,6 +370,7 @@ def finish(
     dataset: Dataset,
     accelerator: Accelerator,
     made_by: str,
+    preparation: float,
 ) -> None:
     """Write model, scheduler, log and card of a run that is complete."""
     settings = recipe.settings
@@ -371,7 +383,7 @@ def finish(
         "parameters": sum(p.numel() for p in state.ema.parameters()),
         "settings": asdict(settings),
         "cost": {
-            "seconds": state.log[-1]["seconds"],
+            "seconds": round(preparation + state.log[-1]["seconds"], 3),
             "images": settings.steps * settings.batch_size,
             "machine": machine(accelerator),
             "precision": accelerator.mixed_precision,

@@ -21,6 +21,7 @@ from minisd import (
     UNetConfig,
 )
 from minisd import evaluation as scores
+from minisd.conditioning import labelled_images
 from minisd.data.captioned import Captioned
 from minisd.data.digits import Digits, uci_digits
 from minisd.data.postcards import CLASSES, Postcards
@@ -65,6 +66,16 @@ RECIPES = {
             loss=lambda device: diffusion_loss(SCHEDULER),
             settings=SETTINGS,
             evaluate=scores.evaluate_digits,
+            save=save_with(SCHEDULER),
+        ),
+        Recipe(
+            name="tiny-class",
+            summary="a tiny U-Net that draws what it is asked for",
+            model=lambda: UNet(replace(TINY_UNET, context_dim=10)),
+            dataset=small_digits,
+            loss=lambda device: diffusion_loss(SCHEDULER, prepare=labelled_images(10)),
+            settings=SETTINGS,
+            evaluate=scores.evaluate_digits_class,
             save=save_with(SCHEDULER),
         ),
         Recipe(

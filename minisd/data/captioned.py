@@ -1,9 +1,12 @@
-"""Chapter 7: pictures with captions, as the pairs that CLIP and latent diffusion learn from."""
+"""Chapters 7 and 10: pictures with captions, as CLIP and latent diffusion learn from them."""
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from minisd.tokenizer import Tokenizer
+from minisd.vae import AutoencoderKL
 
 
 class Captioned(Dataset):
@@ -34,6 +37,26 @@ class Captioned(Dataset):
             return [self[index] for index in indices]
         items = self.dataset.__getitems__(indices)
         return [(item[0], ids) for item, ids in zip(items, self.ids[indices], strict=True)]
+
+
+class Latents(Dataset):
+    """Pairs (latents (4,h/8,w/8), ids (n,)): a captioned data set, encoded once and kept in memory.
+
+    The latents are the means, scaled as the autoencoder says.
+    """
+
+    @torch.no_grad()
+    def __init__(self, dataset: Captioned, vae: AutoencoderKL, batch_size: int = 250):
+        self.source, self.ids = dataset.source, dataset.ids
+        device = next(vae.parameters()).device
+        batches = tqdm(DataLoader(dataset, batch_size), desc="encoding", delay=2, leave=False)
+        self.latents = torch.cat([vae.encode(images.to(device)).cpu() for images, _ in batches])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.latents[index], self.ids[index]
 
 
 def check_lengths(captions: list[str], ids: Tensor, tokenizer: Tokenizer) -> None:

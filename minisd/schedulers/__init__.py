@@ -1,6 +1,10 @@
 """Chapters 4 and 5: schedulers decide which noise levels to visit, and how to step between them."""
 
-from minisd.schedulers.base import Scheduler, StepOutput
+from pathlib import Path
+
+from minisd.files import read_json
+from minisd.pretrained import locate
+from minisd.schedulers.base import CONFIG_FILE, Scheduler, StepOutput
 from minisd.schedulers.ddim import DDIMScheduler
 from minisd.schedulers.ddpm import DDPMScheduler
 from minisd.schedulers.dpm_solver import DPMSolverMultistepScheduler
@@ -31,4 +35,13 @@ __all__ = [
     "PNDMScheduler",
     "Scheduler",
     "StepOutput",
+    "load_scheduler",
 ]
+
+
+def load_scheduler(name: str | Path, subfolder: str = "") -> Scheduler:
+    """Load a scheduler of the kind that it was saved as; raises ValueError for an unknown kind."""
+    kind = read_json(locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE).get("_class_name")
+    if kind not in SCHEDULERS:
+        raise ValueError(f"{name}: unknown scheduler {kind!r}; minisd has {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[kind].from_pretrained(name, subfolder)

@@ -10,17 +10,32 @@ from pathlib import Path
 import pytest
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
-CORE = ["schedules", "layers", "unet", "schedulers", "tokenizer", "clip", "vae", "pipeline"]
+CORE = [
+    "schedules",
+    "layers",
+    "unet",
+    "schedulers",
+    "tokenizer",
+    "clip",
+    "vae",
+    "pipeline",
+    "stable_diffusion",
+]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.CLIP": "chapter 7 builds it",
     "minisd.clip.CLIPConfig": "chapter 7 builds it",
     "minisd.clip.CLIPVisionConfig": "chapter 7 builds it",
     "minisd.clip.VisionTransformer": "chapter 7 builds it",
+    "minisd.clip.make_patch_embedding": "chapter 7 builds it",
     "minisd.clip.check_sizes": "refuses sizes that do not fit",
     "minisd.clip.contrastive_loss": "chapter 7 builds it",
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
+    "minisd.pipeline.ClassifierFreeGuidance": "chapter 8 builds it",
+    "minisd.stable_diffusion.StableDiffusionPipeline": "chapter 10 builds it",
+    "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
+    "minisd.stable_diffusion.as_type": "changes the kind of picture",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",

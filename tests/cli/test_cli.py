@@ -60,6 +60,16 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """A folder with a tiny U-Net that draws the digit it is asked for."""
+    folder = tmp_path_factory.mktemp("models") / "class"
+    recipe = TINY["tiny-class"]
+    for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "judge"
     recipe = TINY["tiny-classifier"]
@@ -390,7 +400,7 @@ def test_an_output_that_is_a_folder(command, tmp_path, model):
 @pytest.mark.parametrize("name", ["grid", "grid.gif", "grid.txt"])
 def test_a_picture_of_an_unknown_kind(command, tmp_path, model, name):
     line = one_line(*command("generate", model, "-o", name))
-    assert f"{name} must end in .png, .jpg or .webp" in line
+    assert f"{name} must end in .png or .jpg or .jpeg or .webp" in line
     assert tree(tmp_path) == []
 
 
@@ -411,7 +421,7 @@ def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch):
     def nan(model, batch, generator):
         return next(model.parameters()).sum() * float("nan")
 
-    recipe = replace(minisd.recipes.RECIPES["tiny-ddpm"], loss=nan)
+    recipe = replace(minisd.recipes.RECIPES["tiny-ddpm"], loss=lambda device: nan)
     monkeypatch.setitem(minisd.recipes.RECIPES, "tiny-ddpm", recipe)
     status, out, err = command("train", "tiny-ddpm", "--out", "there")
     assert status == 1 and out == ""
@@ -478,3 +488,68 @@ def test_without_a_network_a_hub_id_is_one_line(tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("minisd: error: cannot download someone/no-such-model from the hub")
     assert not (tmp_path / "grid.png").exists()
+
+
+# Prompts
+
+
+def test_generate_draws_what_a_prompt_asks_for(command, tmp_path, labels):
+    for prompt, name in (("7", "a"), ("7", "b"), ("3", "c")):
+        status, out, _ = command("generate", labels, prompt, "--steps", 3, "-o", f"{name}.png")
+        assert status == 0
+        assert out == f"{name}.png: 1 image of {labels}: {prompt!r}, seed 0, 3 steps of ddpm\n"
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_generate_writes_a_sheet_or_single_pictures(command, tmp_path, labels):
+    arguments = ("generate", labels, "7", "-n", 3, "--steps", 2, "-o", "x.png")
+    assert command(*arguments, "--no-grid")[0] == 0
+    assert tree(tmp_path) == ["x-0.png", "x-1.png", "x-2.png"]
+    assert command(*arguments)[0] == 0 and (tmp_path / "x.png").exists()
+
+
+def test_generate_animates_the_way(command, tmp_path, labels):
+    status, _, _ = command(
+        "generate", labels, "7", "--steps", 4, "-o", "x.png", "--animate", "x.gif"
+    )
+    assert status == 0
+    with Image.open(tmp_path / "x.gif") as movie:
+        assert movie.n_frames == 4
+    assert "must end in .gif" in one_line(*command("generate", labels, "7", "--animate", "x.mp4"))
+
+
+def test_evaluate_asks_for_every_digit(command, labels, judge, few_digits):
+    arguments = ("evaluate", labels, "-n", 20, "--steps", 2, "--judge", judge, "--guidance", 2)
+    status, out, _ = command(*arguments)
+    assert status == 0
+    assert "samples: 20, seed 0, 2 steps of ddpm, guidance 2; judge" in out
+    assert re.search(r"judged as asked: \d+.\d\d%", out) and "judged as asked, 9: " in out
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [((), "needs a prompt"), (("house",), "draws the labels 0 to 9, not 'house'")],
+    ids=["none", "unknown"],
+)
+def test_a_prompt_that_does_not_fit(command, tmp_path, labels, prompt, message):
+    assert message in one_line(*command("generate", labels, *prompt))
+    assert tree(tmp_path) == []
+
+
+def test_a_model_that_takes_no_prompt(command, model):
+    assert "takes no prompt" in one_line(*command("generate", model, "7"))
+
+
+def test_all_that_a_recipe_builds_on_is_trained_before(command, tmp_path, monkeypatch):
+    needing = replace(TINY["tiny-clip"].changed(steps=2), needs=("tiny-tokenizer",))
+    monkeypatch.setitem(minisd.recipes.RECIPES, "tiny-clip", needing)
+    status, out, _ = command("train", "tiny-clip", "--all", "--out", "all/tiny-clip")
+    assert status == 0
+    assert out.splitlines() == [
+        "tiny-tokenizer: saved in all/tiny-tokenizer",
+        "tiny-clip: 2 steps done, saved in all/tiny-clip",
+    ]
+    assert {path.parent.name for path in (tmp_path / "all").glob("*/card.md")} == {
+        "tiny-tokenizer", "tiny-clip",
+    }  # fmt: skip

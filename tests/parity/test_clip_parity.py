@@ -320,7 +320,7 @@ def test_full_size_agrees(generator):
 
 
 VISION_NAMES = {  # minisd -> transformers
-    "patch_embedding": "embeddings.patch_embedding",
+    "patch_embedding.0": "embeddings.patch_embedding",
     "class_embedding": "embeddings.class_embedding",
     "position_embedding": "embeddings.position_embedding",
     "norm_in": "pre_layrnorm",
@@ -390,7 +390,7 @@ def class_token_last(model):
 
 
 def patches_by_column(model):
-    weight = model.patch_embedding.weight
+    weight = model.patch_embedding[0].weight
     weight.data = weight.transpose(2, 3).contiguous()
 
 

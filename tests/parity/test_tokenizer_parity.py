@@ -3,14 +3,11 @@
 The vocabulary is the real one, which comes with open_clip.
 """
 
-import gzip
 import html
 import json
 import random
 import unicodedata
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import tokenizers
@@ -20,52 +17,14 @@ from hypothesis import strategies as st
 from open_clip import tokenizer as open_clip
 
 from minisd import Tokenizer, TokenizerConfig
-from minisd.tokenizer import BYTES, SPACED_WORDS
+from minisd.tokenizer import SPACED_WORDS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The four files of `tokenizer/` in a folder of Stable Diffusion v1.5."""
-    packed = Path(find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
-    merges = lines[1 : 49152 - 256 - 2 + 1]
-    symbols = list(BYTES.values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m.split()) for m in merges)]
-    tokens += [START, END]
-
-    def special(content):
-        rest = dict(lstrip=False, normalized=True, rstrip=False, single_word=False)
-        return {"content": content, **rest}
-
-    special_tokens = {
-        "bos_token": special(START),
-        "eos_token": special(END),
-        "unk_token": special(END),
-    }
-    config = {
-        **{key: {"__type": "AddedToken", **value} for key, value in special_tokens.items()},
-        "add_prefix_space": False,
-        "do_lower_case": True,
-        "errors": "replace",
-        "model_max_length": 77,
-        "name_or_path": "openai/clip-vit-large-patch14",
-        "pad_token": END,
-        "special_tokens_map_file": "./special_tokens_map.json",
-        "tokenizer_class": "CLIPTokenizer",
-    }
-    folder = tmp_path_factory.mktemp("v1.5")
-    (folder / "tokenizer").mkdir()
-    for name, value in {
-        "vocab.json": {token: i for i, token in enumerate(tokens)},
-        "special_tokens_map.json": special_tokens | {"pad_token": END},
-        "tokenizer_config.json": config,
-    }.items():
-        (folder / "tokenizer" / name).write_text(json.dumps(value), encoding="utf-8")
-    text = "\n".join(["#version: 0.2", *merges]) + "\n"
-    (folder / "tokenizer" / "merges.txt").write_text(text, encoding="utf-8")
-    return folder
+def folder(v15_tokenizer):
+    return v15_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def paint_sky(canvas: Canvas) -> None:
     sky = bottom.lerp(middle, (t / bend).clamp(0, 1))
     canvas.image.copy_(sky.lerp(top, ((t - bend) / (1 - bend)).clamp(0, 1)).clamp(0, 1))
     for part in canvas.where(canvas.has("sky", "night")):
-        part.paint(part.dots("stars", 7, 8, 0.007, 0.007), PALE)
+        part.paint(part.dots("stars", 7, 8, 0.007, 0.007), PALE, opacity=0.5)
 
 
 def paint_sun(canvas: Canvas) -> None:
@@ -117,7 +117,7 @@ def paint_ground(canvas: Canvas) -> None:
         part.paint(tufts, 0.82 * colour[land.flatten()], opacity=0.5)
     for part in canvas.where(~land):
         waves = both(part.dots("waves", 6, 20, 0.05, 0.006), part.y - part.horizon + 0.01)
-        part.paint(waves, part.pick(SKY_BOTTOM, "sky"), opacity=0.6)
+        part.paint(waves, part.pick(SKY_BOTTOM, "sky"), opacity=0.3)
 
 
 def paint_water(canvas: Canvas, shore: Tensor) -> None:
@@ -131,9 +131,9 @@ def paint_weather(canvas: Canvas) -> None:
     """Let it rain; over snow, let it snow."""
     snow = canvas.has("ground", "snow")
     for part in canvas.where(snow):
-        part.paint(part.dots("flakes", 7, 8, 0.011, 0.011), WHITE, opacity=0.9)
+        part.paint(part.dots("flakes", 7, 8, 0.011, 0.011), WHITE, opacity=0.45)
     for part in canvas.where(~snow):
-        part.paint(part.dots("rain", 12, 8, 0.003, 0.04, slant=0.25), rgb("e8eef6"), opacity=0.4)
+        part.paint(part.dots("rain", 12, 8, 0.003, 0.04, slant=0.25), rgb("e8eef6"), opacity=0.2)
 
 
 COMPANIONS = {

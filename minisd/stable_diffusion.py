@@ -1,0 +1,261 @@
+"""Chapter 10: Stable Diffusion as one object: three networks, a tokenizer and a scheduler."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd.clip import CLIPTextModel
+from minisd.files import read_json, writable_folder, write_json
+from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
+from minisd.pretrained import locate
+from minisd.schedulers import Scheduler, load_scheduler
+from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
+from minisd.vae import AutoencoderKL
+
+INDEX = "model_index.json"
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass
+class PipelineOutput:
+    """What a pipeline made: a list of PIL images, or an array or tensor of the type asked for."""
+
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class StableDiffusionPipeline:
+    """From words to pictures: tokenizer, text encoder, U-Net, scheduler and decoder in one.
+
+    The folder of one holds `model_index.json`, and each part in a subfolder of its name. Rombach
+    et al. 2022, fig. 3. Raises ValueError if the parts do not fit each other.
+    """
+
+    parts = {
+        "tokenizer": Tokenizer, "text_encoder": CLIPTextModel, "unet": UNet, "vae": AutoencoderKL,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_encoder: CLIPTextModel,
+        unet: UNet,
+        vae: AutoencoderKL,
+        scheduler: Scheduler,
+    ):
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.unet = unet
+        self.vae = vae
+        self.scheduler = scheduler
+        for what, a, b in (
+            ("text", text_encoder.config.dim, unet.config.context_dim),
+            ("vocabulary", tokenizer.vocab_size, text_encoder.config.vocab_size),
+            ("latent", vae.config.latent_channels, unet.config.in_channels),
+        ):
+            if a != b:
+                raise ValueError(f"the parts do not fit: {what} size {a} meets {b}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+    ) -> Self:
+        """Load a folder, a bundled checkpoint or a hub id; see `Pretrained.from_pretrained`.
+
+        A safety checker in the folder is not loaded, with a notice. Raises ValueError for another
+        kind of pipeline, and for anything that is missing or does not fit.
+        """
+        index = read_json(locate(name, "", (INDEX,)) / INDEX)
+        if index.get("_class_name") != cls.__name__:
+            raise ValueError(f"{name} holds a {index.get('_class_name')}, not a {cls.__name__}")
+        for part, (_, kind) in ((k, v) for k, v in index.items() if isinstance(v, list)):
+            if part not in (*cls.parts, "scheduler", "feature_extractor") and kind is not None:
+                warnings.warn(f"{part} ({kind}) of {name} is not loaded", stacklevel=2)
+        settings = {"torch_dtype": torch_dtype, "variant": variant}
+        loaded = {
+            part: kind.from_pretrained(name, part, **({} if kind is Tokenizer else settings))
+            for part, kind in cls.parts.items()
+        }
+        return cls(**loaded, scheduler=load_scheduler(name, "scheduler"))
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, format: str = "minisd"
+    ) -> None:
+        """Write every part into its subfolder and then `model_index.json`.
+
+        `dtype` and `format` as in `Pretrained.save_pretrained`.
+        """
+        folder = writable_folder(folder)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        for part in ("text_encoder", "unet", "vae"):
+            getattr(self, part).save_pretrained(folder / part, dtype, format)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        library = {"text_encoder": "transformers", "tokenizer": "transformers"}
+        index: dict[str, Any] = {"_class_name": type(self).__name__}
+        for part in (*self.parts, "scheduler"):
+            kind = type(getattr(self, part)).__name__
+            index[part] = [library.get(part, "diffusers"), FOREIGN.get(kind, kind)]
+        write_json(folder / INDEX, index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what the networks compute."""
+        return next(self.unet.parameters()).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the networks to a device, or to another precision, as torch's `to` does.
+
+        Raises ValueError for float16 on a CPU, where it is slow and inexact.
+        """
+        for network in (self.text_encoder, self.unet, self.vae):
+            network.to(*args, **kwargs)
+        if self.device.type == "cpu" and self.dtype == torch.float16:
+            raise ValueError("float16 needs a GPU: on a CPU use float32 or bfloat16")
+        return self
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
+        """Return one state per token, (b,n,d), of one prompt or several.
+
+        What is too long for the text encoder is cut off, with a notice that shows it.
+        """
+        prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
+        ids = self.tokenizer(prompts)
+        room = ids.shape[1] - 2  # start and end
+        for prompt in prompts:
+            beyond = self.tokenizer.encode(prompt)[room:]
+            if beyond:
+                rest = self.tokenizer.decode(beyond)
+                warnings.warn(f"only {room} tokens are read, not this: {rest!r}", stacklevel=2)
+        return self.text_encoder(ids.to(self.device))
+
+    def denoise(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+    ) -> Iterator[DenoisingState]:
+        """Yield the state after every step: timestep, latents, and the expected clean latents.
+
+        The arguments are those of a call. Raises ValueError for what does not fit.
+        """
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        negatives = (
+            negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt]
+        )
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be positive, got {num_images_per_prompt}")
+        if len(negatives) not in (1, len(prompts)):
+            raise ValueError(f"{len(prompts)} prompts have {len(negatives)} negative prompts")
+        context = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
+        empty = self.encode_prompt(negatives)
+        if len(empty) > 1:
+            empty = empty.repeat_interleave(num_images_per_prompt, dim=0)
+        if latents is None:
+            shape = self.latent_shape(len(context), height, width)
+            where = generator.device if generator is not None else self.device
+            latents = torch.randn(shape, generator=generator, device=where)
+        self.check_latents(latents, len(context))
+        unet = self.unet
+        if guidance_scale != 1:
+            unet = ClassifierFreeGuidance(unet, empty, guidance_scale)
+        latents = latents.to(self.device, self.dtype)
+        yield from denoise(unet, self.scheduler, latents, num_inference_steps, generator, context)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Draw `num_images_per_prompt` pictures for each prompt.
+
+        `height` and `width` are in pixels, by default those of training. `guidance_scale` 1 does
+        without guidance; above it, the picture keeps away from `negative_prompt`. `latents`
+        (b,c,h/8,w/8) are the noise to begin with, in place of a draw from `generator`. Images are
+        PIL, or in [0,1] as `np` (b,h,w,3) or `pt` (b,3,h,w); `latent` stops before the decoder.
+        Raises ValueError for what does not fit.
+        """
+        if output_type not in get_args(OutputType):
+            known = ", ".join(get_args(OutputType))
+            raise ValueError(f"unknown output_type {output_type!r}; choose from {known}")
+        states = self.denoise(
+            prompt, negative_prompt, height, width, num_inference_steps, guidance_scale,
+            num_images_per_prompt, generator, latents,
+        )  # fmt: skip
+        for state in tqdm(states, total=num_inference_steps, unit="step", delay=2, leave=False):
+            latents = state.x
+        if output_type == "latent":
+            return PipelineOutput(latents)
+        return PipelineOutput(as_type(self.decode(latents), output_type))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (b,3,h,w) in [0,1] of latents (b,c,h/8,w/8)."""
+        return (self.vae.decode(latents).float() / 2 + 0.5).clamp(0, 1)
+
+    def latent_shape(self, b: int, height: int | None, width: int | None) -> tuple[int, ...]:
+        """Return the shape of the latents of b pictures of that size in pixels."""
+        default = self.unet.config.sample_size * self.vae.config.downscale
+        height, width = height or default, width or default
+        multiple = self.vae.config.downscale * self.unet.config.downscale
+        if height % multiple or width % multiple or min(height, width) < 1:
+            raise ValueError(
+                f"height and width must be multiples of {multiple}, got {height} and {width}"
+            )
+        down = self.vae.config.downscale
+        return b, self.unet.config.in_channels, height // down, width // down
+
+    def check_latents(self, latents: Tensor, b: int) -> None:
+        """Raise ValueError unless latents are (b,c,h/8,w/8) and finite."""
+        c = self.unet.config.in_channels
+        if latents.ndim != 4 or latents.shape[:2] != (b, c):
+            raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")
+        if not latents.isfinite().all():
+            raise ValueError("latents must be finite numbers, got NaN or infinity")
+
+
+# what diffusers and transformers call our classes
+FOREIGN = {"UNet": "UNet2DConditionModel", "Tokenizer": "CLIPTokenizer"}
+
+
+def as_type(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
+    """Return images (b,c,h,w) in [0,1] as PIL images, as an array (b,h,w,c), or as they are."""
+    if output_type == "pt":
+        return images
+    array = images.permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype("uint8")]

@@ -1,0 +1,151 @@
+"""minisd's text-to-image pipeline and diffusers' are the same function, from the same folder."""
+
+import shutil
+
+import diffusers
+import pytest
+import torch
+import transformers
+from helpers import randomise
+
+from minisd import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    Tokenizer,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
+
+TOLERANCE = 1e-5  # largest absolute difference, float32
+V15 = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+)  # fmt: skip
+SCHEDULERS = {
+    "pndm": PNDMScheduler(**V15, skip_prk_steps=True),
+    "ddim": DDIMScheduler(**V15, set_alpha_to_one=False, clip_sample=False),
+}
+PROMPTS = ["a red temple by the sea at sunset", "An image of Angkor, with a sunset sky."]
+
+
+def build(tokenizer: Tokenizer, scheduler, generator) -> StableDiffusionPipeline:
+    """A small random pipeline of Stable Diffusion's architecture."""
+    text = CLIPTextConfig(tokenizer.vocab_size, 77, 16, 2, 2, tokenizer.eos_token_id)
+    parts = (
+        CLIPTextModel(text),
+        UNet(UNetConfig(8, 4, 4, (8, 16), (True, False), 1, 2, 4, context_dim=16)),
+        AutoencoderKL(VAEConfig(32, 3, 4, (8, 8, 16), 1, 4, patch_size=1, scaling_factor=0.18215)),
+    )
+    parts = [randomise(part, generator).eval() for part in parts]
+    return StableDiffusionPipeline(tokenizer, *parts, scheduler)
+
+
+@pytest.fixture(scope="module", params=SCHEDULERS)
+def pair(request, v15_tokenizer, tmp_path_factory):
+    """A pipeline of minisd, and what diffusers reads from the folder it is saved in."""
+    tokenizer = Tokenizer.from_pretrained(v15_tokenizer, "tokenizer")
+    ours = build(tokenizer, SCHEDULERS[request.param], torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("pipeline")
+    ours.save_pretrained(folder, format="diffusers")
+    # the tokenizer's files are as v1.5 has them: minisd's own are for minisd
+    shutil.copytree(v15_tokenizer / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        low_cpu_mem_usage=False,
+    )  # fmt: skip
+    theirs.set_progress_bar_config(disable=True)
+    return ours, theirs, folder
+
+
+def walk(theirs, **settings):
+    """Run diffusers' pipeline and return its latents after every step."""
+    latents = []
+
+    def keep(pipe, i, t, values):
+        latents.append(values["latents"].clone())
+        return values
+
+    theirs(**settings, output_type="latent", callback_on_step_end=keep)
+    return latents
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(prompt=PROMPTS, guidance_scale=7.5),
+        dict(prompt=PROMPTS, guidance_scale=3.0, negative_prompt=["blurry", "night"]),
+        dict(prompt=PROMPTS[0], guidance_scale=1.0),
+        dict(prompt=PROMPTS[1], guidance_scale=5.0, num_images_per_prompt=3, height=48, width=32),
+    ],
+    ids=["guided", "negative", "unguided", "several"],
+)
+def test_every_step_is_that_of_diffusers(pair, settings):
+    ours, theirs, _ = pair
+    settings = settings | {"num_inference_steps": 6}
+    expected = walk(theirs, **settings, generator=torch.Generator().manual_seed(3))
+    states = list(ours.denoise(**settings, generator=torch.Generator().manual_seed(3)))
+    assert len(states) == len(expected) >= 6
+    for state, latents in zip(states, expected, strict=True):
+        scale = max(1.0, latents.abs().max().item())
+        assert (state.x - latents).abs().max() <= TOLERANCE * scale
+
+
+def test_the_pictures_are_equal(pair):
+    ours, theirs, _ = pair
+    settings = dict(prompt=PROMPTS, num_inference_steps=4)
+    a = ours(**settings, generator=torch.Generator().manual_seed(1), output_type="np").images
+    b = theirs(**settings, generator=torch.Generator().manual_seed(1), output_type="np").images
+    assert a.shape == b.shape == (2, 32, 32, 3) and a.std() > 0.05
+    assert abs(a - b).max() <= TOLERANCE
+
+
+def test_diffusers_folder_opens_in_minisd(pair, v15_tokenizer, tmp_path):
+    ours, theirs, _ = pair
+    theirs.save_pretrained(tmp_path)
+    # transformers 5 writes another file; v1.5's folder has the two of old
+    shutil.copytree(v15_tokenizer / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path)
+    settings = dict(prompt=PROMPTS, num_inference_steps=3, output_type="pt")
+    a = again(**settings, generator=torch.Generator().manual_seed(1)).images
+    b = ours(**settings, generator=torch.Generator().manual_seed(1)).images
+    assert torch.equal(a, b)
+
+
+def test_a_safety_checker_is_not_loaded_and_that_is_said(pair, tmp_path):
+    _, _, folder = pair
+    shutil.copytree(folder, tmp_path / "checked")
+    index = tmp_path / "checked" / "model_index.json"
+    text = index.read_text()
+    checker = '"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],\n "unet"'
+    index.write_text(text.replace('"unet"', checker, 1))
+    with pytest.warns(UserWarning, match="safety_checker .* is not loaded"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "checked")
+
+
+def test_transformers_reads_the_text_encoder(pair):
+    ours, _, folder = pair
+    theirs = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    ids = ours.tokenizer(PROMPTS)
+    with torch.no_grad():
+        difference = ours.text_encoder(ids) - theirs(ids).last_hidden_state
+    assert difference.abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["padding", "empty prompt", "guidance", "scaling"])
+def test_a_planted_fault_is_found(pair, fault, monkeypatch):
+    ours, theirs, _ = pair
+    settings = dict(prompt=PROMPTS, num_inference_steps=3)
+    changed = {"empty prompt": {"negative_prompt": "a"}, "guidance": {"guidance_scale": 7.4}}
+    if fault == "padding":
+        monkeypatch.setattr(ours.tokenizer, "pad_token_id", 0)
+    if fault == "scaling":
+        monkeypatch.setattr(ours.vae, "config", VAEConfig(32, channels=(8, 8, 16), patch_size=1))
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    settings_ours = settings | changed.get(fault, {})
+    a = ours(**settings_ours, generator=generators[0], output_type="np").images
+    b = theirs(**settings, generator=generators[1], output_type="np").images
+    assert abs(a - b).max() > 10 * TOLERANCE

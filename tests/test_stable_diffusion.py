@@ -1,0 +1,234 @@
+"""The pipeline of minisd.pipeline, from words to pictures, on small random networks."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomise
+from PIL import Image
+
+from minisd import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+    Tokenizer,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
+from minisd.artist import Artist
+from minisd.stable_diffusion import as_type
+
+SETTINGS = dict(num_inference_steps=3, output_type="pt")
+PROMPT = "a red house by the sea at night"
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    tokenizer = Tokenizer.from_pretrained("tokenizer-postcards")
+    text = CLIPTextConfig(tokenizer.vocab_size, 33, 12, 1, 2, tokenizer.eos_token_id)
+    parts = (
+        CLIPTextModel(text),
+        UNet(UNetConfig(8, 4, 4, (8, 8), (True, False), 1, 2, 4, context_dim=12)),
+        AutoencoderKL(VAEConfig(32, 3, 4, (8, 8), 1, 4, patch_size=2, scaling_factor=0.5)),
+    )
+    parts = [randomise(part, seeded()).eval() for part in parts]
+    return StableDiffusionPipeline(tokenizer, *parts, DPMSolverMultistepScheduler())
+
+
+def images(pipe, prompt=PROMPT, seed=0, **settings):
+    return pipe(prompt, generator=seeded(seed), **SETTINGS | settings).images
+
+
+def test_the_same_seed_gives_the_same_picture(pipe):
+    assert torch.equal(images(pipe), images(pipe))
+    assert not torch.equal(images(pipe), images(pipe, seed=1))
+    assert not torch.equal(images(pipe), images(pipe, "a blue tent in a storm"))
+
+
+def test_a_batch_is_its_pictures_one_by_one(pipe):
+    prompts = [f"a {colour} house" for colour in ("red", "blue", "green", "white")] * 2
+    noise = torch.randn(8, 4, 8, 8, generator=seeded())
+    together = images(pipe, prompts, latents=noise)
+    alone = torch.cat(
+        [images(pipe, p, latents=n[None]) for p, n in zip(prompts, noise, strict=True)]
+    )
+    assert (together - alone).abs().max() < 1e-5
+    assert torch.equal(images(pipe, prompts), together)  # the noise of seed 0
+    assert torch.equal(noise, torch.randn(8, 4, 8, 8, generator=seeded()))  # and still is
+
+
+def test_several_pictures_for_each_prompt(pipe):
+    prompts = ["a red house", "a blue tent"]
+    several = images(pipe, prompts, num_images_per_prompt=2)
+    assert torch.equal(several, images(pipe, [prompts[0], prompts[0], prompts[1], prompts[1]]))
+
+
+def test_guidance_and_what_to_keep_away_from(pipe):
+    plain = images(pipe, guidance_scale=1)
+    assert not torch.allclose(plain, images(pipe, guidance_scale=3), atol=1e-4)
+    assert torch.equal(plain, images(pipe, guidance_scale=1, negative_prompt="night"))
+    kept_away = images(pipe, guidance_scale=3, negative_prompt="night")
+    assert not torch.allclose(kept_away, images(pipe, guidance_scale=3), atol=1e-5)
+    # away from the prompt itself, guidance has no direction left
+    same = images(pipe, guidance_scale=3, negative_prompt=PROMPT)
+    assert (same - plain).abs().max() < 1e-4
+
+
+def test_kinds_of_output(pipe):
+    tensor = images(pipe)
+    assert tensor.shape == (1, 3, 32, 32) and 0 <= tensor.min() < tensor.max() <= 1
+    array = images(pipe, output_type="np")
+    assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    (picture,) = images(pipe, output_type="pil")
+    assert isinstance(picture, Image.Image) and picture.size == (32, 32)
+    assert np.array_equal(np.asarray(picture), (array[0] * 255).round().astype("uint8"))
+    latents = images(pipe, output_type="latent")
+    assert latents.shape == (1, 4, 8, 8)
+    assert torch.equal(pipe.decode(latents), tensor)
+
+
+def test_another_size(pipe):
+    assert images(pipe, height=16, width=48).shape == (1, 3, 16, 48)
+
+
+def test_the_loop_can_be_watched(pipe):
+    states = list(pipe.denoise(PROMPT, num_inference_steps=5, generator=seeded()))
+    assert [int(state.t) for state in states] == pipe.scheduler.timesteps.tolist()
+    last = images(pipe, num_inference_steps=5, output_type="latent")
+    assert torch.equal(states[-1].x, last)
+    assert all(pipe.decode(state.x_start).shape == (1, 3, 32, 32) for state in states)
+
+
+def test_an_empty_prompt_draws_anything(pipe):
+    plain, guided = (images(pipe, "", guidance_scale=scale) for scale in (1, 7))
+    assert (plain - guided).abs().max() < 1e-5
+
+
+def test_what_is_cut_from_a_long_prompt_is_shown(pipe):
+    long = "a red house " * 20
+    with pytest.warns(UserWarning, match="only 31 tokens are read, not this: ' ?(a|red|house)"):
+        cut = images(pipe, long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images(pipe, PROMPT)
+    with pytest.warns(UserWarning):
+        assert torch.equal(cut, images(pipe, long + "in the snow"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(prompt=[]), "no prompts"),
+        (dict(prompt=7), "prompt must be text"),
+        (dict(prompt=["a", 7]), "prompt must be text"),
+        (dict(output_type="jpeg"), "unknown output_type 'jpeg'"),
+        (dict(num_inference_steps=0), "num_inference_steps"),
+        (dict(num_inference_steps=1001), "num_inference_steps"),
+        (dict(height=30), "multiples of 8, got 30 and 32"),
+        (dict(width=-8), "multiples of 8"),
+        (dict(num_images_per_prompt=0), "num_images_per_prompt"),
+        (dict(guidance_scale=float("nan")), "guidance_scale"),
+        (dict(prompt=["a"] * 3, negative_prompt=["b"] * 2), "3 prompts have 2 negative"),
+        (dict(latents=torch.zeros(2, 4, 8, 8)), r"latents must be \(1, 4, h, w\)"),
+        (dict(latents=torch.full((1, 4, 8, 8), float("nan"))), "finite"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(pipe, settings, message):
+    prompt = settings.pop("prompt", PROMPT)
+    with pytest.raises(ValueError, match=message):
+        images(pipe, prompt, **settings)
+
+
+def test_parts_that_do_not_fit(pipe):
+    unet = UNet(UNetConfig(8, 4, 4, (8, 8), (True, False), 1, 2, 4, context_dim=10))
+    with pytest.raises(ValueError, match="text size 12 meets 10"):
+        StableDiffusionPipeline(pipe.tokenizer, pipe.text_encoder, unet, pipe.vae, pipe.scheduler)
+
+
+def test_half_precision_needs_a_gpu(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16).to("cpu")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert images(again.to("cpu")).isfinite().all()
+
+
+def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert type(again.scheduler) is DPMSolverMultistepScheduler
+    assert torch.equal(images(again), images(pipe))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+
+
+@pytest.mark.parametrize("part", ["unet", "scheduler", "tokenizer", "model_index.json"])
+def test_a_part_that_is_missing(pipe, tmp_path, part):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / part).rename(tmp_path.parent / f"{tmp_path.name}-{part}")
+    with pytest.raises(ValueError, match=part):
+        StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_another_pipeline_is_refused(pipe, tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match="holds a FluxPipeline"):
+        StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_any_scheduler_will_do(pipe):
+    try:
+        own = pipe.scheduler
+        for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler):
+            pipe.scheduler = kind()
+            assert torch.equal(images(pipe), images(pipe))
+    finally:
+        pipe.scheduler = own
+
+
+def test_an_artist_draws_what_the_pipeline_draws(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    artist = Artist(str(tmp_path))
+    (drawn,) = artist.draw([PROMPT], 1, 3, seeded(), guidance=2.0)
+    assert torch.allclose(drawn, 2 * images(pipe, guidance_scale=2.0) - 1)
+    with pytest.raises(ValueError, match="needs a prompt"):
+        list(artist.draw(None, 1, 3, seeded()))
+
+
+def test_artists_of_the_other_kinds(tmp_path):
+    for name, width in (("plain", None), ("labels", 10)):
+        config = UNetConfig(8, 1, 1, (8, 8), (False, True), 1, 2, 4, context_dim=width)
+        randomise(UNet(config), seeded()).save_pretrained(tmp_path / name)
+        DDIMScheduler().save_pretrained(tmp_path / name)
+    plain, labels = Artist(str(tmp_path / "plain")), Artist(str(tmp_path / "labels"), "euler")
+    assert [len(batch) for batch in plain.draw(None, 5, 2, seeded(), batch_size=3)] == [3, 2]
+    (a,) = labels.draw(["7", "3"], 2, 2, seeded())
+    (b,) = labels.draw(["7", "4"], 2, 2, seeded())
+    assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1])
+    for prompts, message in (
+        (["house"], "labels 0 to 9"),
+        (["10"], "labels 0 to 9"),
+        (None, "needs a prompt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(labels.draw(prompts, 1, 2, seeded()))
+    with pytest.raises(ValueError, match="takes no prompt"):
+        list(plain.draw(["7"], 1, 2, seeded()))
+
+
+def test_pictures_as_types():
+    one = torch.rand(2, 3, 4, 5)
+    assert as_type(one, "pt") is one and as_type(one, "np").shape == (2, 4, 5, 3)
+    assert [picture.size for picture in as_type(one, "pil")] == [(5, 4)] * 2
