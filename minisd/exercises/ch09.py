@@ -12,9 +12,7 @@ from minisd.schedules import make_betas
 
 def is_mistake(got: object, wrong: Tensor) -> bool:
     """Say whether an answer is what a known mistake gives."""
-    return (
-        isinstance(got, Tensor) and got.shape == wrong.shape and torch.allclose(got, wrong, 1e-4)
-    )
+    return isinstance(got, Tensor) and got.shape == wrong.shape and torch.allclose(got, wrong, 1e-4)
 
 
 @exercise("9.1")
