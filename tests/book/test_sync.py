@@ -33,14 +33,6 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
-    "minisd.vae.VAEConfig": "chapter 9 builds it",
-    "minisd.vae.make_resnet": "chapter 9 builds it",
-    "minisd.vae.make_middle": "chapter 9 builds it",
-    "minisd.vae.Encoder": "chapter 9 builds it",
-    "minisd.vae.Decoder": "chapter 9 builds it",
-    "minisd.vae.DiagonalGaussian": "chapter 9 builds it",
-    "minisd.vae.AutoencoderKL": "chapter 9 builds it",
-    "minisd.vae.measure_scaling_factor": "chapter 9 builds it",
 }
 
 
