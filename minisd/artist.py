@@ -1,6 +1,7 @@
 """Chapters 4 to 10: one way to draw with any trained model of the book, by its name."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,15 +41,21 @@ class Artist:
         generator: torch.Generator,
         guidance: float = 4.0,
         negative: str = "",
+        **editing: Any,
     ) -> Iterator[DenoisingState]:
-        """Draw n pictures at once, one for each prompt, and yield the state after each step."""
+        """Draw n pictures at once, one for each prompt, and yield the state after each step.
+
+        `editing` is `image`, `strength` and `mask` of StableDiffusionPipeline.
+        """
         self.check_prompts(prompts, n)
         if self.pipeline is not None:
             self.pipeline.scheduler = self.scheduler
             yield from self.pipeline.denoise(
-                prompts, negative, None, None, steps, guidance, 1, generator
+                prompts, negative, None, None, steps, guidance, 1, generator, **editing
             )
             return
+        if editing:
+            raise ValueError(f"{self.model} does not draw from pictures")
         c, unet, context = self.unet.config, self.unet, None
         if prompts is not None:
             labels = torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)
@@ -73,12 +80,13 @@ class Artist:
         guidance: float = 4.0,
         negative: str = "",
         batch_size: int = 256,
+        **editing: Any,
     ) -> Iterator[Tensor]:
         """Yield batches (b,c,h,w) of the n pictures, in [-1,1] and on the CPU."""
         for start in range(0, n, batch_size):
             part = prompts if prompts is None else prompts[start : start + batch_size]
             b = min(batch_size, n - start)
-            for state in self.states(part, b, steps, generator, guidance, negative):
+            for state in self.states(part, b, steps, generator, guidance, negative, **editing):
                 x = state.x
             yield self.decode(x).cpu()
 

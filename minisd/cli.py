@@ -4,13 +4,16 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from tqdm import tqdm
 
 from minisd.schedulers import SAMPLERS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 app = typer.Typer(
     add_completion=False,
@@ -97,6 +100,15 @@ def generate(
     sampler: SamplerOption = None,
     guidance: GuidanceOption = 4.0,
     negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to begin from, in place of noise.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="How much of --image is lost: above 0, at most 1.")
+    ] = 0.8,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where --image is to be drawn anew.")
+    ] = None,
     grid: Annotated[bool, typer.Option(help="One sheet, or a file for each image.")] = True,
     animate: Annotated[
         Path | None, typer.Option(help="A GIF of what the model expects at each step.")
@@ -116,8 +128,13 @@ def generate(
     artist = Artist(model, sampler and sampler.value, best_device())
     generator = torch.Generator(artist.device).manual_seed(seed)
     prompts = None if prompt is None else [prompt] * n
+    editing = {}
+    if image is not None or mask is not None:
+        editing = dict(image=open_image(image), strength=strength, mask=open_image(mask))
     if animate is None:
-        batches = artist.draw(prompts, n, steps, generator, guidance, negative, batch_size=64)
+        batches = artist.draw(
+            prompts, n, steps, generator, guidance, negative, batch_size=64, **editing
+        )
         images = []
         with tqdm(total=n, unit="image", delay=0.1) as bar:
             for batch in batches:
@@ -125,7 +142,7 @@ def generate(
                 bar.update(len(batch))
         images = torch.cat(images)
     else:
-        states = artist.states(prompts, n, steps, generator, guidance, negative)
+        states = artist.states(prompts, n, steps, generator, guidance, negative, **editing)
         states = list(tqdm(states, total=steps, unit="step", delay=0.1))
         frames = [image_grid(artist.decode(state.x_start)) for state in states]
         images = artist.decode(states[-1].x).cpu()
@@ -191,6 +208,18 @@ def info(
     for recipe in RECIPES.values():
         shipped = "bundled" if recipe.name in bundled() else "not bundled"
         typer.echo(f"{recipe.name:16} {shipped:12} {recipe.summary}")
+
+
+def open_image(path: Path | None) -> "Image.Image | None":
+    """Read a picture, or raise ValueError that says which cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return None if path is None else Image.open(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read") from None
 
 
 def main() -> None:

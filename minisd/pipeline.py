@@ -31,11 +31,23 @@ def denoise(
     The scheduler may be one of diffusers', too. Raises ValueError for a number of steps that it
     does not allow.
     """
-    draws = "generator" in signature(scheduler.step).parameters  # not all of diffusers' do
-    settings = {"generator": generator} if draws else {}
     scheduler.set_timesteps(num_inference_steps, device=x.device)
     x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    yield from walk(unet, scheduler, scheduler.timesteps, x, generator, context)
+
+
+def walk(
+    unet: nn.Module,
+    scheduler: Scheduler,
+    timesteps: Tensor,
+    x: Tensor,
+    generator: torch.Generator | None = None,
+    context: Tensor | None = None,
+) -> Iterator[DenoisingState]:
+    """Take x (b,c,h,w), which is at the first of these timesteps, through all of them."""
+    draws = "generator" in signature(scheduler.step).parameters  # not all of diffusers' do
+    settings = {"generator": generator} if draws else {}
+    for t in timesteps:
         with torch.no_grad():
             prediction = unet(scheduler.scale_model_input(x, t), t, context)
         output = scheduler.step(prediction, t, x, **settings)

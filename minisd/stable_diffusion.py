@@ -9,11 +9,13 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
+from minisd.editing import redraw
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import locate
@@ -23,6 +25,7 @@ from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
 INDEX = "model_index.json"
+Picture = Image.Image | Tensor
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
@@ -157,6 +160,9 @@ class StableDiffusionPipeline:
         num_images_per_prompt: int = 1,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
+        image: Picture | None = None,
+        strength: float = 0.8,
+        mask: Picture | None = None,
     ) -> Iterator[DenoisingState]:
         """Yield the state after every step: timestep, latents, and the expected clean latents.
 
@@ -176,16 +182,25 @@ class StableDiffusionPipeline:
         empty = self.encode_prompt(negatives)
         if len(empty) > 1:
             empty = empty.repeat_interleave(num_images_per_prompt, dim=0)
-        if latents is None:
-            shape = self.latent_shape(len(context), height, width)
-            where = generator.device if generator is not None else self.device
-            latents = torch.randn(shape, generator=generator, device=where)
-        self.check_latents(latents, len(context))
         unet = self.unet
         if guidance_scale != 1:
             unet = ClassifierFreeGuidance(unet, empty, guidance_scale)
-        latents = latents.to(self.device, self.dtype)
-        yield from denoise(unet, self.scheduler, latents, num_inference_steps, generator, context)
+        settings = (num_inference_steps, generator, context)
+        if image is None:
+            if mask is not None:
+                raise ValueError("a mask needs an image, of which it says what to draw anew")
+            shape = self.latent_shape(len(context), height, width)
+            noise = self.make_noise(shape, generator, latents)
+            yield from denoise(unet, self.scheduler, noise, *settings)
+            return
+        x_start = self.encode_image(image, generator).expand(len(context), -1, -1, -1)
+        if mask is not None:
+            mask = self.latent_mask(mask, x_start)
+        noise = self.make_noise(x_start.shape, generator, latents)
+        yield from redraw(
+            unet, self.scheduler, x_start, noise, num_inference_steps, strength, generator,
+            context, mask,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -199,6 +214,9 @@ class StableDiffusionPipeline:
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
+        image: Picture | None = None,
+        strength: float = 0.8,
+        mask: Picture | None = None,
     ) -> PipelineOutput:
         """Draw `num_images_per_prompt` pictures for each prompt.
 
@@ -206,16 +224,19 @@ class StableDiffusionPipeline:
         without guidance; above it, the picture keeps away from `negative_prompt`. `latents`
         (b,c,h/8,w/8) are the noise to begin with, in place of a draw from `generator`. Images are
         PIL, or in [0,1] as `np` (b,h,w,3) or `pt` (b,3,h,w); `latent` stops before the decoder.
-        Raises ValueError for what does not fit.
+
+        With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it, the
+        wilder the higher `strength`; with a `mask` (PIL, or (h,w) in [0,1]) only what is white in
+        it is drawn anew. Raises ValueError for what does not fit.
         """
         if output_type not in get_args(OutputType):
             known = ", ".join(get_args(OutputType))
             raise ValueError(f"unknown output_type {output_type!r}; choose from {known}")
         states = self.denoise(
             prompt, negative_prompt, height, width, num_inference_steps, guidance_scale,
-            num_images_per_prompt, generator, latents,
+            num_images_per_prompt, generator, latents, image, strength, mask,
         )  # fmt: skip
-        for state in tqdm(states, total=num_inference_steps, unit="step", delay=2, leave=False):
+        for state in tqdm(states, unit="step", delay=2, leave=False):
             latents = state.x
         if output_type == "latent":
             return PipelineOutput(latents)
@@ -238,17 +259,63 @@ class StableDiffusionPipeline:
         down = self.vae.config.downscale
         return b, self.unet.config.in_channels, height // down, width // down
 
-    def check_latents(self, latents: Tensor, b: int) -> None:
-        """Raise ValueError unless latents are (b,c,h/8,w/8) and finite."""
-        c = self.unet.config.in_channels
-        if latents.ndim != 4 or latents.shape[:2] != (b, c):
+    def make_noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | None, latents: Tensor | None
+    ) -> Tensor:
+        """Draw noise, or check and take the latents that were given for it."""
+        if latents is None:
+            where = generator.device if generator is not None else self.device
+            latents = torch.randn(shape, generator=generator, device=where)
+        if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
+            b, c = shape[:2]
             raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")
         if not latents.isfinite().all():
             raise ValueError("latents must be finite numbers, got NaN or infinity")
+        return latents.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, image: Picture, generator: torch.Generator | None = None) -> Tensor:
+        """Return the latents (1,c,h/8,w/8) of an image; with a generator they are drawn."""
+        pixels = as_tensor(image, "RGB").to(self.device, self.dtype)
+        return self.vae.encode(2 * pixels - 1, generator)
+
+    def latent_mask(self, mask: Picture, latents: Tensor) -> Tensor:
+        """Return 1 for every place of the latents of which a pixel is to be drawn, (1,1,h/8,w/8).
+
+        Raises ValueError for a mask of another size than the image, or one that is empty.
+        """
+        white = (as_tensor(mask, "L") >= 0.5).to(latents)
+        size = [side * self.vae.config.downscale for side in latents.shape[2:]]
+        if list(white.shape[2:]) != size:
+            raise ValueError(f"the mask must be as large as the image, {size[1]} x {size[0]}")
+        if not white.any():
+            raise ValueError("the mask is empty: what is to be drawn must be white in it")
+        return F.max_pool2d(white, self.vae.config.downscale)
 
 
 # what diffusers and transformers call our classes
 FOREIGN = {"UNet": "UNet2DConditionModel", "Tokenizer": "CLIPTokenizer"}
+
+
+def as_tensor(picture: Picture, mode: str) -> Tensor:
+    """Return a picture as (1,c,h,w) in [0,1]; PIL's are converted to `mode`, "RGB" or "L".
+
+    A tensor may be (c,h,w), (1,c,h,w), or (h,w) if there is one channel. Raises ValueError for any
+    other, and for numbers outside [0,1].
+    """
+    channels = len(mode) if mode == "RGB" else 1
+    if isinstance(picture, Image.Image):
+        array = np.asarray(picture.convert(mode), dtype="float32") / 255
+        return torch.from_numpy(array).view(1, *picture.size[::-1], channels).permute(0, 3, 1, 2)
+    if not isinstance(picture, Tensor) or picture.ndim not in (2, 3, 4):
+        raise ValueError(f"a picture must be a PIL image or a tensor, got {type(picture).__name__}")
+    picture = picture.reshape(-1, *picture.shape[-2:])[None]
+    if picture.shape[1] != channels or not (0 <= picture.min() and picture.max() <= 1):
+        raise ValueError(
+            f"a picture must have {channels} channels in [0,1], got {tuple(picture.shape[1:])} "
+            f"from {picture.min():.2g} to {picture.max():.2g}"
+        )
+    return picture.float()
 
 
 def as_type(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:

@@ -175,12 +175,14 @@ def train(
     settings: TrainingSettings,
     checkpoint: Path | None = None,
     accelerator: Accelerator | None = None,
+    spent: float = 0.0,
 ) -> Iterator[TrainingStep]:
     """Train `model` in place and yield after every step; needs no more than a `for` loop around it.
 
     `loss_function(model, batch, generator)` returns a scalar. With a `checkpoint` path the run
     saves itself there every `save_every` steps, and goes on from there if the file exists. Runs on
-    one device, or on several processes under `accelerate launch`.
+    one device, or on several processes under `accelerate launch`. The log counts seconds from
+    `spent`, those of the preparation.
 
     Raises ValueError if the data set is smaller than a batch, or if the checkpoint is damaged or
     belongs to other settings, and FloatingPointError if the loss is no longer finite.
@@ -195,7 +197,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         log = load_checkpoint(checkpoint, model, ema, optimizer, settings)
     first_step = log[-1]["step"] if log else 0
-    start = time.perf_counter() - (log[-1]["seconds"] if log else 0)
+    start = time.perf_counter() - (log[-1]["seconds"] if log else spent)
     if first_step == settings.steps:  # the run was complete
         yield TrainingStep(first_step, torch.tensor(log[-1]["loss"]), 0.0, ema.model, log)
         return

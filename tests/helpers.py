@@ -3,6 +3,9 @@
 import torch
 
 from minisd import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -10,6 +13,11 @@ from minisd import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionPipeline,
+    Tokenizer,
+    UNet,
+    UNetConfig,
+    VAEConfig,
 )
 
 KINDS = (
@@ -34,3 +42,17 @@ def randomise(model, generator=None):
             else:
                 p.copy_(0.2 * noise + ("norm" in name and name.endswith("weight")))
     return model
+
+
+def tiny_pipeline():
+    """A pipeline of tiny random networks, 32x32 pixels, that reads the words of postcards."""
+    tokenizer = Tokenizer.from_pretrained("tokenizer-postcards")
+    text = CLIPTextConfig(tokenizer.vocab_size, 33, 12, 1, 2, tokenizer.eos_token_id)
+    parts = (
+        CLIPTextModel(text),
+        UNet(UNetConfig(8, 4, 4, (8, 8), (True, False), 1, 2, 4, context_dim=12)),
+        AutoencoderKL(VAEConfig(32, 3, 4, (8, 8), 1, 4, patch_size=2, scaling_factor=0.5)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    parts = [randomise(part, generator).eval() for part in parts]
+    return StableDiffusionPipeline(tokenizer, *parts, DPMSolverMultistepScheduler())

@@ -6,21 +6,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import randomise
+from helpers import randomise, tiny_pipeline
 from PIL import Image
 
 from minisd import (
-    AutoencoderKL,
-    CLIPTextConfig,
-    CLIPTextModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
-    Tokenizer,
     UNet,
     UNetConfig,
-    VAEConfig,
 )
 from minisd.artist import Artist
 from minisd.stable_diffusion import as_type
@@ -35,15 +30,7 @@ def seeded(seed=0):
 
 @pytest.fixture(scope="module")
 def pipe():
-    tokenizer = Tokenizer.from_pretrained("tokenizer-postcards")
-    text = CLIPTextConfig(tokenizer.vocab_size, 33, 12, 1, 2, tokenizer.eos_token_id)
-    parts = (
-        CLIPTextModel(text),
-        UNet(UNetConfig(8, 4, 4, (8, 8), (True, False), 1, 2, 4, context_dim=12)),
-        AutoencoderKL(VAEConfig(32, 3, 4, (8, 8), 1, 4, patch_size=2, scaling_factor=0.5)),
-    )
-    parts = [randomise(part, seeded()).eval() for part in parts]
-    return StableDiffusionPipeline(tokenizer, *parts, DPMSolverMultistepScheduler())
+    return tiny_pipeline()
 
 
 def images(pipe, prompt=PROMPT, seed=0, **settings):
@@ -232,3 +219,52 @@ def test_pictures_as_types():
     one = torch.rand(2, 3, 4, 5)
     assert as_type(one, "pt") is one and as_type(one, "np").shape == (2, 4, 5, 3)
     assert [picture.size for picture in as_type(one, "pil")] == [(5, 4)] * 2
+
+
+# From a picture
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.rand(3, 32, 32, generator=seeded(5))
+
+
+def test_a_picture_in_any_form(pipe, picture):
+    as_pil = as_type(picture[None], "pil")[0]
+    pixels = torch.from_numpy(np.array(as_pil)).permute(2, 0, 1) / 255
+    results = [images(pipe, image=image, strength=0.7) for image in (as_pil, pixels, pixels[None])]
+    assert torch.equal(results[1], results[2])
+    assert (results[0] - results[1]).abs().max() < 1e-5
+    grey = as_pil.convert("P")  # a palette: converted
+    assert images(pipe, image=grey).shape == (1, 3, 32, 32)
+
+
+def test_a_mask_keeps_the_rest(pipe, picture):
+    mask = torch.zeros(32, 32)
+    mask[5, 5] = 1  # one pixel: its whole cell of the latents is drawn
+    kept = pipe.encode_image(picture, seeded())
+    drawn = images(pipe, image=picture, mask=mask, strength=1.0, output_type="latent")
+    assert torch.equal(drawn[..., 2:, :], kept[..., 2:, :])
+    assert (drawn - kept)[..., 1, 1].abs().min() > 0
+    as_pil = Image.fromarray((mask * 255).byte().numpy())
+    again = images(pipe, image=picture, mask=as_pil, strength=1.0, output_type="latent")
+    assert torch.equal(drawn, again)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(image="x.png"), "PIL image or a tensor, got str"),
+        (dict(image=torch.rand(1, 32, 32)), "3 channels in"),
+        (dict(image=2 * torch.ones(3, 32, 32)), r"in \[0,1\]"),
+        (dict(image=torch.rand(3, 30, 32)), "multiples of 4"),
+        (dict(image=torch.rand(3, 32, 32), strength=0.0), "strength"),
+        (dict(image=torch.rand(3, 32, 32), mask=torch.ones(16, 32)), "as large as the image"),
+        (dict(image=torch.rand(3, 32, 32), mask=torch.zeros(32, 32)), "mask is empty"),
+        (dict(mask=torch.ones(32, 32)), "a mask needs an image"),
+    ],
+    ids=str,
+)
+def test_pictures_that_do_not_fit(pipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        images(pipe, **settings)

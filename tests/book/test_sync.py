@@ -35,6 +35,7 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.pipeline.ClassifierFreeGuidance": "chapter 8 builds it",
     "minisd.stable_diffusion.StableDiffusionPipeline": "chapter 10 builds it",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
+    "minisd.stable_diffusion.as_tensor": "reads a picture of any kind",
     "minisd.stable_diffusion.as_type": "changes the kind of picture",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",

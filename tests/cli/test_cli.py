@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from helpers import tiny_pipeline
 from PIL import Image
 from tiny import RECIPES as TINY
 
@@ -66,6 +67,14 @@ def labels(tmp_path_factory):
     recipe = TINY["tiny-class"]
     for _ in run(replace(recipe, settings=replace(recipe.settings, steps=5)), folder):
         pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A folder with a tiny pipeline from words to pictures, which has learned nothing."""
+    folder = tmp_path_factory.mktemp("models") / "words"
+    tiny_pipeline().save_pretrained(folder)
     return folder
 
 
@@ -553,3 +562,31 @@ def test_all_that_a_recipe_builds_on_is_trained_before(command, tmp_path, monkey
     assert {path.parent.name for path in (tmp_path / "all").glob("*/card.md")} == {
         "tiny-tokenizer", "tiny-clip",
     }  # fmt: skip
+
+
+def test_generate_from_a_picture(command, tmp_path, words, labels):
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    Image.new("L", (32, 32), 255).save("all.png")
+    prompt, short = "a red house", ("--steps", 4, "-o", "x.png")
+    results = []
+    for options in ((), ("--image", "red.png"), ("--image", "red.png", "--mask", "all.png")):
+        status, _, err = command("generate", words, prompt, *short, *options)
+        assert status == 0, err
+        results.append(np.asarray(Image.open("x.png")))
+    assert results[0].shape == (128, 128, 3)
+    assert not np.array_equal(results[0], results[1])
+    assert np.array_equal(results[1], results[2])  # all of it is drawn anew
+    for options, message in (
+        (("--image", "none.png"), "none.png does not exist"),
+        (("--image", words / "model_index.json"), "not a picture"),
+        (("--mask", "all.png"), "a mask needs an image"),
+        (("--image", "red.png", "--strength", 0), "strength must be"),
+    ):
+        assert message in one_line(*command("generate", words, prompt, *short, *options))
+    line = one_line(*command("generate", labels, "7", "--image", "red.png"))
+    assert "does not draw from pictures" in line
+
+
+def test_generate_needs_a_prompt_for_words(command, tmp_path, words):
+    assert "needs a prompt" in one_line(*command("generate", words))
+    assert tree(tmp_path) == []

@@ -103,6 +103,21 @@ def test_the_pictures_are_equal(pair):
     assert abs(a - b).max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
+def test_image_to_image_is_that_of_diffusers(pair, strength):
+    ours, theirs, _ = pair
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    settings = dict(prompt=PROMPTS[0], image=image, strength=strength, num_inference_steps=10)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    a = ours(**settings, generator=generators[0], output_type="np").images
+    img2img = diffusers.StableDiffusionImg2ImgPipeline(
+        **theirs.components, requires_safety_checker=False
+    )
+    img2img.set_progress_bar_config(disable=True)
+    b = img2img(**settings, generator=generators[1], output_type="np").images
+    assert a.std() > 0.05 and abs(a - b).max() <= TOLERANCE
+
+
 def test_diffusers_folder_opens_in_minisd(pair, v15_tokenizer, tmp_path):
     ours, theirs, _ = pair
     theirs.save_pretrained(tmp_path)

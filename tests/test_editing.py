@@ -1,0 +1,69 @@
+import pytest
+import torch
+from helpers import KINDS, randomise
+
+from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
+from minisd.editing import last_timesteps, redraw
+from minisd.pipeline import denoise
+
+CONFIG = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return randomise(UNet(CONFIG), seeded()).eval()
+
+
+def make(kind):
+    return kind(**({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
+
+
+def edit(unet, scheduler, strength, mask=None, steps=10):
+    x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
+    *_, last = redraw(unet, scheduler, x_start, noise, steps, strength, seeded(2), None, mask)
+    return x_start, last.x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stronger_the_further(unet, kind):
+    far = []
+    for strength in (0.1, 0.4, 1.0):
+        x_start, x = edit(unet, make(kind), strength)
+        far.append((x - x_start).abs().mean().item())
+    assert far == sorted(far) and far[0] < far[-1] / 2
+
+
+def test_it_walks_the_last_part_of_the_way(unet):
+    scheduler = DDIMScheduler()
+    x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
+    states = list(redraw(unet, scheduler, x_start, noise, 10, 0.3))
+    assert [int(state.t) for state in states] == scheduler.timesteps.tolist()[-3:]
+    # from nothing but noise at the first timestep it is the whole way
+    full = list(redraw(unet, scheduler, torch.zeros_like(noise), noise, 10, 1.0))
+    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[0]]
+    *_, expected = denoise(unet, scheduler, noise * (1 - alpha_bar).sqrt(), 10)
+    assert torch.equal(full[-1].x, expected.x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outside_of_the_mask_nothing_changes(unet, kind):
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:5, 3:7] = 1
+    x_start, x = edit(unet, make(kind), 1.0, mask)
+    assert torch.equal(x * (1 - mask), x_start * (1 - mask))
+    assert (x - x_start)[mask.expand_as(x) == 1].abs().min() > 0
+    _, unmasked = edit(unet, make(kind), 1.0)
+    _, everywhere = edit(unet, make(kind), 1.0, torch.ones(1, 1, 8, 8))
+    assert torch.equal(everywhere, unmasked)
+
+
+@pytest.mark.parametrize("strength", [0, -0.5, 1.5, float("nan"), 0.01])
+def test_strengths_that_make_no_sense(strength):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match="strength"):
+        last_timesteps(scheduler, 10, strength)
