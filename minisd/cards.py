@@ -45,6 +45,7 @@ def write_card(folder: str | Path) -> None:
 def describe_training(training: dict[str, Any]) -> list[str]:
     """Say how a network was trained."""
     cost, settings = training["cost"], training["settings"]
+    optimizer = settings.get("optimizer", "AdamW")
     return [
         f"- data: {training['data']}, {training['examples']:,} training images",
         f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
@@ -52,7 +53,7 @@ def describe_training(training: dict[str, Any]) -> list[str]:
         f"- parameters: {training['parameters']:,}",
         f"- cost: {cost['seconds'] / 60:.1f} minutes on {cost['machine']}; "
         f"{settings['steps']:,} optimiser steps, {cost['images']:,} images seen",
-        f"- optimiser: AdamW, learning rate {settings['learning_rate']:g}, "
+        f"- optimiser: {optimizer}, learning rate {settings['learning_rate']:g}, "
         f"batch {settings['batch_size']}, moving average {settings['ema_decay']}",
         f"- last loss: {training['log'][-1]['loss']:.4f} (the whole curve is in `training.json`)",
     ]

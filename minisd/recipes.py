@@ -228,7 +228,12 @@ CLIP_SETTINGS = TrainingSettings(
     steps=800, batch_size=512, learning_rate=2e-3, warmup_steps=60, ema_decay=0.994
 )
 VAE_SETTINGS = TrainingSettings(
-    steps=8000, batch_size=16, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998
+    steps=8000,
+    batch_size=16,
+    learning_rate=1.5e-3,
+    warmup_steps=100,
+    ema_decay=0.998,
+    optimizer="Muon",
 )
 SCALED_BY = 1000  # postcards that measure the scaling factor
 ENCODED = 60_000  # postcards that latent diffusion learns from

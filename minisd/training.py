@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minisd.clip import contrastive_loss
 from minisd.files import replacing
+from minisd.optim import Muon
 from minisd.pretrained import read_tensors
 from minisd.schedulers import Scheduler
 
 LossFunction = Callable[[nn.Module, Any, torch.Generator], Tensor]
 Prepare = Callable[[Any, torch.Generator], tuple[Tensor, Tensor | None]]
 CHECKPOINT = "checkpoint.safetensors"
+OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Muon": Muon}
 
 
 def only_images(batch: Any, generator: torch.Generator) -> tuple[Tensor, None]:
@@ -75,7 +77,7 @@ def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tenso
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train: raises ValueError for a number out of range."""
+    """How to train: raises ValueError for a number out of range or an unknown optimizer."""
 
     steps: int
     batch_size: int = 128
@@ -87,6 +89,7 @@ class TrainingSettings:
     seed: int = 0
     log_every: int = 50
     save_every: int = 100
+    optimizer: Literal["AdamW", "Muon"] = "AdamW"
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "save_every"):
@@ -98,6 +101,9 @@ class TrainingSettings:
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.optimizer not in OPTIMIZERS:
+            names = ", ".join(OPTIMIZERS)
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from {names}")
 
     def learning_rate_at(self, step: int) -> float:
         """Rise linearly over `warmup_steps`, then fall to zero along a cosine."""
@@ -190,7 +196,7 @@ def train(
     accelerator = accelerator or Accelerator()
     device, rank = accelerator.device, accelerator.process_index
     ema = EMA(model.to(device), settings.ema_decay)
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[settings.optimizer](
         model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
     log: list[dict[str, float]] = []

@@ -28,7 +28,7 @@ class VAEConfig:
     sample_size: int = 64
     in_channels: int = 3
     latent_channels: int = 4
-    channels: tuple[int, ...] = (64, 128)
+    channels: tuple[int, ...] = (96, 128)
     layers_per_block: int = 1
     norm_num_groups: int = 8
     patch_size: int = 4

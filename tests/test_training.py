@@ -125,7 +125,7 @@ def test_gradients_are_clipped(toy):
             return super().step(*arguments, **others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Spy)
+        patch.setitem(minisd.training.OPTIMIZERS, "AdamW", Spy)
         run(toy, replace(SETTINGS, max_grad_norm=0.3), loss=steep)
     assert len(norms) == 12 and max(norms) <= 0.3 * (1 + 1e-4)
 
@@ -184,6 +184,7 @@ def test_small_batches_too_draw_every_timestep_equally_often():
         dict(save_every=-4),
         dict(log_every=3),  # save_every is 4: a checkpoint would cut a mean in two
         dict(seed=-1),
+        dict(optimizer="SGD"),
     ],
     ids=str,
 )
@@ -303,17 +304,19 @@ def test_no_two_draws_share_a_seed():
 # Checkpoints
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
 @pytest.mark.parametrize("stop", [4, 6, 7, 11])
-def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop):
+def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer):
     straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    model, step = run(toy, checkpoint=straight)
-    run(toy, checkpoint=broken, stop=stop)
+    settings = replace(SETTINGS, optimizer=optimizer)
+    model, step = run(toy, settings, straight)
+    run(toy, settings, broken, stop)
     torch.manual_seed(77)
-    resumed, last = run(toy, checkpoint=broken, model=UNet(CONFIG))  # other initial weights
+    resumed, last = run(toy, settings, broken, model=UNet(CONFIG))  # other initial weights
     assert same(model, resumed) and same(step.ema, last.ema)
     (a, log_a, settings_a), (b, log_b, settings_b) = map(tensors_and_log, (straight, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert log_a == log_b and settings_a == settings_b == json.dumps(asdict(SETTINGS))
+    assert log_a == log_b and settings_a == settings_b == json.dumps(asdict(settings))
 
 
 def test_a_complete_run_yields_its_end_when_it_is_resumed(toy, tmp_path):
