@@ -23,10 +23,6 @@ CORE = [
 ]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.check_sizes": "refuses sizes that do not fit",
-    "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
-    "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
-    "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
-    "minisd.stable_diffusion.StableDiffusionPipeline": "chapter 10 builds it",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
     "minisd.stable_diffusion.as_tensor": "reads a picture of any kind",
     "minisd.stable_diffusion.as_type": "changes the kind of picture",
