@@ -1,19 +1,8 @@
 """The checkers of chapter 1 tell wrong answers what is wrong with them."""
 
-import importlib
-
 import pytest
 
 import minisd
-from minisd.exercises import checking
-
-
-@pytest.fixture(scope="module", autouse=True)
-def checkers():
-    """Register the checkers, for this module only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checking, "CHECKERS", dict(checking.CHECKERS))
-        yield importlib.import_module("minisd.exercises.ch01")
 
 
 def latent_size(height, width, channels, down):

@@ -327,7 +327,8 @@ def test_a_page_is_right_without_a_server(html, browser):
 def test_chapters_have_mathematics_and_pictures(html, site, browser):
     for name in filter(re.compile(r"chapters/").match, pages(html)):
         page, _ = opened(browser, site + name, site)
-        assert page.locator(".bd-article mjx-container").count() > 5, name
+        if "the_big_picture" not in name:  # it shows the machine before its mathematics
+            assert page.locator(".bd-article mjx-container").count() > 5, name
         assert page.locator(".bd-article figure img").count() > 2, name
         page.close()
 
