@@ -221,9 +221,9 @@ POSTCARDS_PROBABILITIES = timestep_probabilities(
     POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
 )
 POSTCARDS_SETTINGS = TrainingSettings(
-    steps=6000,
+    steps=4800,
     batch_size=64,
-    learning_rate=3e-3,
+    learning_rate=4e-3,
     warmup_steps=200,
     ema_decay=0.999,
     optimizer="Muon",
