@@ -189,7 +189,7 @@ def postcards_clip() -> CLIP:
         eos_token_id=tokenizer.eos_token_id,
         num_heads=3,
     )
-    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64))))
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64), layout=4)))
 
 
 def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
@@ -221,11 +221,21 @@ POSTCARDS_PROBABILITIES = timestep_probabilities(
     POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
 )
 POSTCARDS_SETTINGS = TrainingSettings(
-    steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+    steps=4800,
+    batch_size=64,
+    learning_rate=4e-3,
+    warmup_steps=200,
+    ema_decay=0.999,
+    optimizer="Muon",
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=800, batch_size=512, learning_rate=2e-3, warmup_steps=60, ema_decay=0.994
+    steps=320,
+    batch_size=512,
+    learning_rate=2e-3,
+    warmup_steps=40,
+    ema_decay=0.99,
+    optimizer="Muon",
 )
 VAE_SETTINGS = TrainingSettings(
     steps=8000,
@@ -277,7 +287,12 @@ RECIPES: dict[str, AnyRecipe] = {
                 DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
             ),
             settings=TrainingSettings(
-                steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, ema_decay=0.998
+                steps=1500,
+                batch_size=64,
+                learning_rate=2e-3,
+                warmup_steps=100,
+                ema_decay=0.998,
+                optimizer="Muon",
             ),
             evaluate=evaluation.evaluate_digits_class,
             save=save_with(DIGITS_SCHEDULER),
