@@ -79,12 +79,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the hinge loss of logits for real and for made images. Lim and Ye 2017, eq. 4."""
+    """Return the hinge loss of logits for real and for made images. Lim and Ye 2017."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Return the loss of whoever made the images with these logits. Lim and Ye 2017, eq. 5."""
+    """Return the loss of whoever made the images with these logits. Lim and Ye 2017."""
     return -fake.mean()
 
 

@@ -1,6 +1,6 @@
 """Checkers for the exercises of the book: `minisd.check("2.1", my_function)`."""
 
-from minisd.exercises import ch02, ch03, ch04, ch05, ch06, ch07
+from minisd.exercises import ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09
 from minisd.exercises.checking import Verdict, check
 
-__all__ = ["Verdict", "ch02", "ch03", "ch04", "ch05", "ch06", "ch07", "check"]
+__all__ = ["Verdict", "ch02", "ch03", "ch04", "ch05", "ch06", "ch07", "ch08", "ch09", "check"]

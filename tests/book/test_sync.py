@@ -26,7 +26,6 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.layers.GEGLU": "words enter the U-Net in chapter 10",
     "minisd.layers.TransformerBlock": "words enter the U-Net in chapter 10",
     "minisd.layers.SpatialTransformer": "words enter the U-Net in chapter 10",
-    "minisd.pipeline.ClassifierFreeGuidance": "chapter 8 builds it",
     "minisd.stable_diffusion.StableDiffusionPipeline": "chapter 10 builds it",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
     "minisd.stable_diffusion.as_tensor": "reads a picture of any kind",
@@ -34,14 +33,6 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
-    "minisd.vae.VAEConfig": "chapter 9 builds it",
-    "minisd.vae.make_resnet": "chapter 9 builds it",
-    "minisd.vae.make_middle": "chapter 9 builds it",
-    "minisd.vae.Encoder": "chapter 9 builds it",
-    "minisd.vae.Decoder": "chapter 9 builds it",
-    "minisd.vae.DiagonalGaussian": "chapter 9 builds it",
-    "minisd.vae.AutoencoderKL": "chapter 9 builds it",
-    "minisd.vae.measure_scaling_factor": "chapter 9 builds it",
 }
 
 
