@@ -63,7 +63,8 @@ class CLIPVisionConfig:
     """The sizes of a vision transformer; by default, a small one.
 
     With a `stem`, convolutions of these widths halve the image before it is cut into patches, once
-    each. Raises ValueError for sizes that do not fit.
+    each. With a `layout`, what the patches say is also read field by field, on a grid of `layout`
+    by `layout`. Raises ValueError for sizes that do not fit.
     """
 
     image_size: int = 64
@@ -73,10 +74,13 @@ class CLIPVisionConfig:
     num_layers: int = 3
     num_heads: int = 6
     stem: tuple[int, ...] = ()
+    layout: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "stem", tuple(self.stem))  # JSON has only lists
-        check_sizes(self, "stem")
+        check_sizes(self, "stem", "layout")
+        if not isinstance(self.layout, int) or self.layout < 0:
+            raise ValueError(f"layout must be an integer from 0, got {self.layout!r}")
         if self.patch_size % 2 ** len(self.stem) or any(width % 8 for width in self.stem):
             raise ValueError(
                 f"a stem needs widths that are multiples of 8 and a patch_size that is a multiple "
@@ -203,8 +207,8 @@ class VisionTransformer(nn.Module):
     """Look at an image as a row of patches: (b,c,h,w) in [-1,1] -> what it shows, (b,dim).
 
     A class token, put before the patches, gathers the answer. Dosovitskiy et al. 2021, section 3.1,
-    with one more norm before the blocks (Radford et al. 2021, section 2.4). Raises ValueError for
-    an image of another size.
+    with one more norm before the blocks (Radford et al. 2021, section 2.4). A layout adds what is
+    where. Raises ValueError for an image of another size.
     """
 
     def __init__(self, config: CLIPVisionConfig):
@@ -219,6 +223,8 @@ class VisionTransformer(nn.Module):
             *(EncoderBlock(config.dim, config.num_heads, False) for _ in range(config.num_layers))
         )
         self.norm_out = nn.LayerNorm(config.dim)
+        if config.layout:
+            self.read_layout = nn.Linear(config.layout**2 * config.dim, config.dim, bias=False)
         nn.init.normal_(self.position_embedding.weight, std=config.dim**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -231,8 +237,12 @@ class VisionTransformer(nn.Module):
         patches = rearrange(self.patch_embedding(images), "b d h w -> b (h w) d")
         first = self.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([first, patches], dim=1) + self.position_embedding.weight  # (b,1+hw,d)
-        x = self.blocks(self.norm_in(x))
-        return self.norm_out(x[:, 0])
+        x = self.norm_out(self.blocks(self.norm_in(x)))
+        if not c.layout:
+            return x[:, 0]
+        patches = rearrange(x[:, 1:], "b (h w) d -> b d h w", h=c.image_size // c.patch_size)
+        fields = F.adaptive_avg_pool2d(patches, c.layout)
+        return x[:, 0] + self.read_layout(fields.flatten(1))
 
 
 class CLIP(Pretrained, nn.Module):

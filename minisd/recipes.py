@@ -189,7 +189,7 @@ def postcards_clip() -> CLIP:
         eos_token_id=tokenizer.eos_token_id,
         num_heads=3,
     )
-    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64))))
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(dim=128, num_heads=2, stem=(32, 64), layout=4)))
 
 
 def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
@@ -230,7 +230,12 @@ POSTCARDS_SETTINGS = TrainingSettings(
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
-    steps=800, batch_size=512, learning_rate=2e-3, warmup_steps=60, ema_decay=0.994
+    steps=320,
+    batch_size=512,
+    learning_rate=2e-3,
+    warmup_steps=40,
+    ema_decay=0.99,
+    optimizer="Muon",
 )
 VAE_SETTINGS = TrainingSettings(
     steps=8000,

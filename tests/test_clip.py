@@ -177,6 +177,34 @@ def test_every_patch_counts_and_so_does_its_place(generator):
     assert (model(image.flip(3)) - seen).abs().max() > 1e-3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [0, 1, 2, 3])
+def test_with_a_layout_patches_keep_their_places(generator, layout):
+    """Without position embeddings only the layout can tell where a patch is."""
+    model = randomise(VisionTransformer(replace(VISION, layout=layout)), generator)
+    model.position_embedding.weight.zero_()
+    image = torch.randn(1, 3, 12, 12, generator=generator)
+    rolled = image.roll(4, dims=3)  # by one patch
+    assert model(image).shape == (1, 16)
+    assert ((model(rolled) - model(image)).abs().max() > 1e-3) == (layout > 1)
+
+
+@torch.no_grad()
+def test_a_stem_makes_as_many_patches(generator):
+    plain, with_stem = (VisionTransformer(replace(VISION, stem=stem)) for stem in ((), (8, 16)))
+    image = torch.randn(2, 3, 12, 12, generator=generator)
+    assert with_stem.patch_embedding(image).shape == plain.patch_embedding(image).shape
+    assert with_stem(image).shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(stem=(8, 8, 8)), dict(stem=(12,)), dict(layout=-1), dict(layout=1.5)], ids=str
+)
+def test_stems_and_layouts_that_do_not_fit(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        replace(VISION, **changes)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 12, 8), (2, 1, 12, 12), (3, 12, 12)])
 def test_an_image_of_another_size_is_refused(shape):
     with pytest.raises(ValueError, match=r"images must be \(b, 3, 12, 12\)"):
