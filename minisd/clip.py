@@ -91,6 +91,11 @@ class CLIPVisionConfig:
                 f"image_size must be a multiple of patch_size ({self.patch_size}), "
                 f"got {self.image_size}"
             )
+        if self.layout > self.image_size // self.patch_size:
+            raise ValueError(
+                f"layout must be at most the patches in a row "
+                f"({self.image_size // self.patch_size}), got {self.layout}"
+            )
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,9 @@ def test_a_stem_makes_as_many_patches(generator):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(stem=(8, 8, 8)), dict(stem=(12,)), dict(layout=-1), dict(layout=1.5)], ids=str
+    "changes",
+    [dict(stem=(8, 8, 8)), dict(stem=(12,)), dict(layout=-1), dict(layout=1.5), dict(layout=4)],
+    ids=str,
 )
 def test_stems_and_layouts_that_do_not_fit(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

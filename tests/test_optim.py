@@ -54,6 +54,21 @@ def test_matrices_move_by_muon_and_all_else_by_adamw():
     torch.testing.assert_close(model[0].weight, expected)
 
 
+def test_the_momentum_is_remembered():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 40, 60)
+    p = nn.Parameter(torch.zeros(40, 60))
+    optimizer = Muon([p], lr=1.0)
+    p.grad = first.clone()
+    optimizer.step()
+    before = p.detach().clone()
+    p.grad = second.clone()
+    optimizer.step()
+    momentum = (1 - MOMENTUM) * (MOMENTUM * first + second)
+    step = orthogonalise((1 - MOMENTUM) * second + MOMENTUM * momentum)
+    torch.testing.assert_close(p - before, -ADAM_SIZE * 60**0.5 * step, rtol=0, atol=0.05)
+
+
 def test_a_step_has_the_usual_size_of_adamw():
     for shape in ((32, 32), (64, 576), (256, 64)):
         p = nn.Parameter(torch.zeros(shape))
