@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,32 @@ def test_a_row_is_scored_and_laid_beside_diffusers(schedulers):
     assert result["calls"] == 5 and result["samples"] == 40
     assert result["difference"] < 1e-4 and result["time_ratio"] > 0
     assert result["fid"] > 0 and 0 < result["confidence"] <= 1
+
+
+def test_the_race_was_run_by_the_racers_of_the_script():
+    race = load("pixels_or_latents")
+    kept = json.loads((locate("postcards") / race.FILE).read_text())
+    assert {row["racer"] for row in kept["rows"]} == set(race.RACERS)
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in UNet(config).parameters())
+            for name, config in race.RACERS.items()
+        }
+    assert all(row["parameters"] == sizes[row["racer"]] for row in kept["rows"])
+    assert len({row["steps"] for row in kept["rows"]}) == len(kept["rows"]) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["latents", "pixels"])
+def test_a_racer_is_scored_at_doubling_steps_and_at_the_end(monkeypatch, name):
+    race = load("pixels_or_latents")
+    small = {"channels": (8, 8), "attention": (False, True)}
+    monkeypatch.setattr(race, "BATCH", 2)
+    monkeypatch.setattr(
+        race, "RACERS", {name: replace(config, **small) for name, config in race.RACERS.items()}
+    )
+    rows = list(race.Course(pictures=8, samples=2).run(name, 18))
+    assert [row["steps"] for row in rows] == [16, 18]
+    assert 0 < rows[0]["seconds"] < rows[1]["seconds"]
+    assert all(0 <= row["low"] <= row["right"] <= row["high"] <= 1 for row in rows)
+    assert all(0 <= row["all"] <= 2 for row in rows)

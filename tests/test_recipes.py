@@ -420,6 +420,19 @@ def test_the_bundled_system_is_made_of_the_bundled_parts():
         assert all(torch.equal(t, bundled_weights[k]) for k, t in own.state_dict().items())
 
 
+def test_the_readme_says_what_the_cards_say():
+    books = {name: read_json(CHECKPOINTS / name / "training.json") for name in bundled()}
+    readme = (CHECKPOINTS.parents[1] / "README.md").read_text()
+    for kind in ("seen", "held-out"):
+        score = books["postcards"]["scores"][
+            f"prompt accuracy, all attributes, {kind} combinations"
+        ]
+        assert score.split()[0] in readme
+    parts = (*RECIPES["postcards"].needs, "postcards")
+    minutes = sum(books[part]["cost"]["seconds"] for part in parts) / 60
+    assert f"in {minutes:.0f} minutes on 2 CPU cores" in readme
+
+
 @pytest.mark.slow
 def test_the_bundled_system_draws_what_it_is_asked():
     data, judge = Postcards("test", 16, seed=3), Judge.from_pretrained("postcards-judge")
