@@ -12,7 +12,7 @@ ADAM_SIZE = 0.2  # root mean square of a usual step of AdamW, in learning rates
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return the matrix (m,n) with its singular values brought near 1, to between 0.7 and 1.2.
+    """Return the matrix (m,n) with all but its smallest singular values brought to 0.7 to 1.2.
 
     Newton-Schulz: an odd polynomial of the matrix acts on its singular values alone. Jordan et al.
     2024, with coefficients that lift small values fast. In bfloat16: it need not be exact.

@@ -221,7 +221,12 @@ POSTCARDS_PROBABILITIES = timestep_probabilities(
     POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
 )
 POSTCARDS_SETTINGS = TrainingSettings(
-    steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999
+    steps=4800,
+    batch_size=64,
+    learning_rate=4e-3,
+    warmup_steps=200,
+    ema_decay=0.999,
+    optimizer="Muon",
 )
 JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
 CLIP_SETTINGS = TrainingSettings(
@@ -277,7 +282,12 @@ RECIPES: dict[str, AnyRecipe] = {
                 DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
             ),
             settings=TrainingSettings(
-                steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, ema_decay=0.998
+                steps=1500,
+                batch_size=64,
+                learning_rate=2e-3,
+                warmup_steps=100,
+                ema_decay=0.998,
+                optimizer="Muon",
             ),
             evaluate=evaluation.evaluate_digits_class,
             save=save_with(DIGITS_SCHEDULER),

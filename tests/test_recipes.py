@@ -13,7 +13,7 @@ from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, VAEConfig
 from minisd.cards import add_scores, write_card
 from minisd.data.postcards import Postcards
 from minisd.files import read_json, write_json
-from minisd.metrics import Judge
+from minisd.metrics import Judge, judge_answers
 from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.recipes import (
     DIGITS_SCHEDULER,
@@ -21,6 +21,7 @@ from minisd.recipes import (
     Recipe,
     TokenizerRecipe,
     find_recipe,
+    frozen_parts,
     postcards_clip,
     run,
     save_autoencoder,
@@ -336,9 +337,8 @@ def test_the_words_of_clip_are_those_of_its_tokenizer():
 # The checkpoints that come with the package
 
 
-def test_the_first_models_are_bundled():
-    names = {"digits-judge", "digits-ddpm", "postcards-judge", "tokenizer-postcards"}
-    assert names <= set(bundled())
+def test_every_recipe_has_a_bundled_checkpoint():
+    assert set(RECIPES) == set(bundled())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -356,8 +356,10 @@ def test_a_bundled_checkpoint_is_complete(name, tmp_path):
         training["settings"]["steps"] * training["settings"]["batch_size"]
     )
     assert training["commit"] and training["scores"]
-    assert read_json(folder / "config.json")
-    stored = load_file(folder / "model.safetensors")
+    trained = folder / ("unet" if RECIPES[name].product == INDEX else "")
+    assert read_json(trained / "config.json")
+    (weights,) = trained.glob("*.safetensors")
+    stored = load_file(weights)
     assert {t.dtype for t in stored.values()} == {torch.float16}
     assert sum(t.numel() for t in stored.values()) == training["parameters"]
     assert all(t.isfinite().all() for t in stored.values())
@@ -397,12 +399,41 @@ def test_a_bundled_checkpoint_was_made_by_its_recipe(name):
 
 
 def test_bundled_checkpoints_are_small():
-    sizes = {
-        name: sum(file.stat().st_size for file in (CHECKPOINTS / name).rglob("*"))
-        for name in bundled()
-    }
+    sizes = {file: file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()}
     assert sizes and max(sizes.values()) < 12e6, sizes
     assert sum(sizes.values()) < 60e6
+    recipe = RECIPES["postcards"]
+    system = {recipe.name, *recipe.needs}
+    of_system = [
+        n for file, n in sizes.items() if system & set(file.relative_to(CHECKPOINTS).parts)
+    ]
+    assert sum(of_system) < 30e6
+
+
+def test_the_bundled_system_is_made_of_the_bundled_parts():
+    pipe = StableDiffusionPipeline.from_pretrained("postcards")
+    tokenizer, *networks = frozen_parts()
+    assert pipe.tokenizer.vocab == tokenizer.vocab and pipe.tokenizer.config == tokenizer.config
+    for own, part in zip((pipe.text_encoder, pipe.vae), networks, strict=True):
+        assert own.config == part.config
+        bundled_weights = part.state_dict()
+        assert all(torch.equal(t, bundled_weights[k]) for k, t in own.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_bundled_system_draws_what_it_is_asked():
+    data, judge = Postcards("test", 16, seed=3), Judge.from_pretrained("postcards-judge")
+    pipe = StableDiffusionPipeline.from_pretrained("postcards")
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe(
+        data.full_captions,
+        num_inference_steps=25,
+        guidance_scale=4.0,
+        generator=generator,
+        output_type="pt",
+    ).images
+    right = judge_answers(judge, 2 * drawn - 1) == data.labels
+    assert right.all(dim=1).sum() >= 12, right
 
 
 @pytest.mark.parametrize("name", bundled())
