@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
 
-from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, VAEConfig
+from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, UNetConfig, VAEConfig
 from minisd.cards import add_scores, write_card
 from minisd.data.postcards import Postcards
 from minisd.files import read_json, write_json
+from minisd.maps import MapPipeline
 from minisd.metrics import Judge, judge_answers
 from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.recipes import (
@@ -74,7 +75,10 @@ def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
         "clip-postcards": [postcards.images(), ids],
         "postcards-vae": [postcards.images()],
         "postcards": [torch.randn(2, 4, 8, 8), ids],
+        "postcards-segmenter": [postcards.images(), postcards.labels, postcards.masks()],
+        "postcards-maps": [torch.randn(2, 4, 8, 8), ids, postcards.masks()],
     }
+    monkeypatch.setattr(UNet, "from_pretrained", lambda *_: UNet(UNetConfig.POSTCARDS))
     for recipe in RECIPES.values():
         if isinstance(recipe, Recipe):
             loss_function = recipe.loss(torch.device("cpu"))
@@ -103,6 +107,25 @@ def test_latent_diffusion_is_saved_with_all_that_it_needs(tmp_path, monkeypatch)
     images = pipe("a red house", num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 64, 64, 3)
     assert read_json(tmp_path / "training.json")["examples"] == 64
+
+
+def test_a_painter_of_maps_is_saved_as_one(tmp_path, monkeypatch):
+    tokenizer, generator = Tokenizer.from_pretrained("tokenizer-postcards"), torch.Generator()
+    vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
+    parts = tokenizer, randomise(postcards_clip().text_model, generator).eval(), vae
+    before = randomise(UNet(UNetConfig.POSTCARDS), generator)
+    monkeypatch.setattr("minisd.recipes.frozen_parts", lambda: parts)
+    monkeypatch.setattr("minisd.recipes.ENCODED", 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "from_pretrained", lambda *_: before)
+        follow(find_recipe("postcards-maps"), tmp_path, steps=1)
+    data, postcards = find_recipe("postcards-maps").dataset(), Postcards("train", 64)
+    assert torch.equal(data[5][2], postcards.masks()[5])
+    assert torch.equal(data[5][1], tokenizer(postcards.captions[5])[0])
+    pipe = MapPipeline.from_pretrained(tmp_path)
+    assert pipe.labels == 4 and pipe.unet.config.in_channels == 4 + 4 * 64
+    drawn = pipe("", num_inference_steps=2, output_type="np", semantic_map=postcards.masks()[5])
+    assert drawn.images.shape == (1, 64, 64, 3)
 
 
 def test_an_autoencoder_is_saved_with_the_scale_of_its_latents(tmp_path):
