@@ -117,7 +117,7 @@ def overlaps(maps_a: Tensor, maps_b: Tensor, labels: int) -> Tensor:
 def mean_iou(counts: Tensor) -> float:
     """Return the mean over labels of intersection over union, from `overlaps` (n,labels,2).
 
-    Pixels of all n pictures count together: Everingham et al. 2010, section 4.2.
+    Pixels of all n pictures count together, as in Everingham et al. 2010.
     """
     both, either = counts.sum(dim=0).double().unbind(dim=-1)
     return float((both / either).mean())
