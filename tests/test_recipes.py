@@ -14,7 +14,7 @@ from minisd.cards import add_scores, write_card
 from minisd.data.postcards import Postcards
 from minisd.files import read_json, write_json
 from minisd.maps import MapPipeline
-from minisd.metrics import Judge, judge_answers
+from minisd.metrics import Judge, judge_answers, mean_iou, overlaps, segment
 from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.recipes import (
     DIGITS_SCHEDULER,
@@ -455,6 +455,27 @@ def test_the_bundled_system_draws_what_it_is_asked():
         generator=generator,
         output_type="pt",
     ).images
+    right = judge_answers(judge, 2 * drawn - 1) == data.labels
+    assert right.all(dim=1).sum() >= 12, right
+
+
+@pytest.mark.slow
+def test_the_bundled_painter_of_maps_follows_map_and_words():
+    data, judge = Postcards("test", 16, seed=3), Judge.from_pretrained("postcards-judge")
+    segmenter, maps = UNet.from_pretrained("postcards-segmenter"), data.masks()
+    pipe = MapPipeline.from_pretrained("postcards-maps").reading(maps)
+    drawn = pipe(
+        data.full_captions,
+        num_inference_steps=25,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+
+    def iou(images):
+        return mean_iou(overlaps(segment(segmenter, images), maps, 4)[:, :3])
+
+    assert iou(data.images()) > 0.9 and iou(2 * drawn - 1) > 0.75
     right = judge_answers(judge, 2 * drawn - 1) == data.labels
     assert right.all(dim=1).sum() >= 12, right
 
