@@ -87,7 +87,7 @@ def map_on_the_grid(answer: Callable) -> None:
                     one_hot, factor
                 ),
                 "Within a cell, go along its rows first: the channels are (k p q).": (
-                    apart.mT.flatten(1, 3)
+                    apart.transpose(2, 3).flatten(1, 3)
                 ),
                 "The label comes first: the channels are (k p q), not (p q k).": (
                     apart.permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
@@ -127,7 +127,7 @@ def two_leashes(answer: Callable) -> None:
 
     blank = torch.zeros_like(beside)
     nothing, mapped, both = predict(blank, empty), predict(beside, empty), predict(beside, context)
-    for map_scale, words_scale in ((1.0, 1.0), (1.5, 4.0), (0.0, 0.0)):
+    for map_scale, words_scale in ((1.5, 4.0), (1.0, 1.0), (0.0, 0.0)):
         right = nothing + map_scale * (mapped - nothing) + words_scale * (both - mapped)
         got = answer(
             network, x.clone(), t, beside.clone(), context.clone(), empty.clone(),
