@@ -1,4 +1,4 @@
-"""Chapters 4 to 10: one way to draw with any trained model of the book, by its name."""
+"""Chapters 4 to 11: one way to draw with any trained model of the book, by its name."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 
 from minisd.conditioning import label_context
+from minisd.files import read_json
+from minisd.maps import MapPipeline
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS, load_scheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.unet import UNet
 
+PIPELINES = {kind.__name__: kind for kind in (StableDiffusionPipeline, MapPipeline)}
+
 
 class Artist:
-    """A trained model and its scheduler: a U-Net without prompts, with labels, or with words.
+    """A trained model and its scheduler: a U-Net without prompts, with labels, words, or maps.
 
     `sampler` is one of SAMPLERS, by default the model's own. Raises ValueError for a model that is
     not there or does not draw.
@@ -24,8 +28,10 @@ class Artist:
     def __init__(self, model: str, sampler: str | None = None, device: torch.device | str = "cpu"):
         self.model, self.device = model, torch.device(device)
         self.pipeline, subfolder = None, ""
-        if (locate(model, "", (INDEX,)) / INDEX).is_file():
-            self.pipeline, subfolder = StableDiffusionPipeline.from_pretrained(model), "scheduler"
+        index = locate(model, "", (INDEX,)) / INDEX
+        if index.is_file():
+            kind = PIPELINES.get(read_json(index).get("_class_name"), StableDiffusionPipeline)
+            self.pipeline, subfolder = kind.from_pretrained(model), "scheduler"
             self.unet = self.pipeline.to(self.device).unet
         else:
             self.unet = UNet.from_pretrained(model).to(self.device)
@@ -41,17 +47,21 @@ class Artist:
         generator: torch.Generator,
         guidance: float = 4.0,
         negative: str = "",
+        maps: Tensor | None = None,
         **editing: Any,
     ) -> Iterator[DenoisingState]:
         """Draw n pictures at once, one for each prompt, and yield the state after each step.
 
-        Guidance takes them away from `negative`; `editing` is `image`, `strength` and `mask` of
-        StableDiffusionPipeline. Raises ValueError for what the model cannot read.
+        Guidance takes them away from `negative`; `maps` (n,h,w) say what is to be where; `editing`
+        is `image`, `strength` and `mask` of StableDiffusionPipeline. Raises ValueError for what the
+        model cannot read.
         """
         self.check_prompts(prompts, n, negative)
+        self.check_maps(maps, n)
         if self.pipeline is not None:
-            self.pipeline.scheduler = self.scheduler
-            yield from self.pipeline.denoise(
+            pipeline = self.pipeline if maps is None else self.pipeline.reading(maps)
+            pipeline.scheduler = self.scheduler
+            yield from pipeline.denoise(
                 prompts, negative, None, None, steps, guidance, 1, generator, **editing
             )
             return
@@ -80,13 +90,18 @@ class Artist:
         guidance: float = 4.0,
         negative: str = "",
         batch_size: int = 256,
+        maps: Tensor | None = None,
         **editing: Any,
     ) -> Iterator[Tensor]:
         """Yield batches (b,c,h,w) of the n pictures, in [-1,1] and on the CPU."""
         for start in range(0, n, batch_size):
-            part = prompts if prompts is None else prompts[start : start + batch_size]
             b = min(batch_size, n - start)
-            for state in self.states(part, b, steps, generator, guidance, negative, **editing):
+            part, layout = (
+                each if each is None else each[start : start + b] for each in (prompts, maps)
+            )
+            for state in self.states(
+                part, b, steps, generator, guidance, negative, layout, **editing
+            ):
                 x = state.x
             yield self.decode(x).cpu()
 
@@ -99,6 +114,13 @@ class Artist:
             raise ValueError(f"{self.model} needs a prompt: what should it draw?")
         elif len(prompts) != n:
             raise ValueError(f"{n} pictures have {len(prompts)} prompts")
+
+    def check_maps(self, maps: Tensor | None, n: int) -> None:
+        """Raise ValueError unless the model reads maps, if there are any, one for each picture."""
+        if maps is not None and not isinstance(self.pipeline, MapPipeline):
+            raise ValueError(f"{self.model} does not read maps")
+        if maps is not None and len(maps) != n:
+            raise ValueError(f"{n} pictures have {len(maps)} maps")
 
     def labels(self, prompts: Sequence[str]) -> Tensor:
         """Read prompts that are labels, (b,1,classes); raises ValueError for anything else."""

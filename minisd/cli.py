@@ -110,6 +110,9 @@ def generate(
     mask: Annotated[
         Path | None, typer.Option(help="White where --image is to be drawn anew.")
     ] = None,
+    semantic_map: Annotated[
+        Path | None, typer.Option("--map", help="What is where, in the colours of chapter 11.")
+    ] = None,
     grid: Annotated[bool, typer.Option(help="One sheet, or a file for each image.")] = True,
     animate: Annotated[
         Path | None, typer.Option(help="A GIF of what the model expects at each step.")
@@ -118,8 +121,11 @@ def generate(
     """Draw images, and save them as one grid or one by one."""
     from minisd.artist import Artist, best_device
     from minisd.files import replacing, writable_folder
+    from minisd.maps import read_map
     from minisd.plots import image_grid, save_gif
 
+    if semantic_map is not None:
+        prompt = prompt or ""  # the map may be all that is said
     n = n or (64 if prompt is None else 1)
     for path, kinds in ((out, (".png", ".jpg", ".jpeg", ".webp")), (animate, (".gif",))):
         if path is not None:
@@ -132,6 +138,8 @@ def generate(
     editing = {}
     if image is not None or mask is not None:
         editing = dict(image=open_image(image), strength=strength, mask=open_image(mask))
+    if semantic_map is not None:
+        editing["maps"] = read_map(open_image(semantic_map)).expand(n, -1, -1)
     if animate is None:
         batches = artist.draw(
             prompts, n, steps, generator, guidance, negative, batch_size=64, **editing

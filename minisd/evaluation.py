@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minisd.artist import Artist, best_device
 from minisd.clip import CLIP
 from minisd.data.digits import digits
-from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
+from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.metrics import (
     Accuracy,
@@ -28,19 +28,27 @@ from minisd.metrics import (
     judge_accuracies,
     judge_accuracy,
     judge_answers,
+    mean_iou,
+    overlaps,
     psnr,
     retrieve,
     score_digits,
+    segment,
     ssim,
     zero_shot,
 )
 from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
 SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
 TOKENIZER, POSTCARDS_CLIP = "tokenizer-postcards", "clip-postcards"
+POSTCARDS, POSTCARDS_SEGMENTER = "postcards", "postcards-segmenter"
 DIGITS_JUDGE, POSTCARDS_JUDGE = "digits-judge", "postcards-judge"
+LAYOUT = LAYERS[:3]  # the large things of a map: companions are few pixels each
+MEAN_IOU = f"mean IoU of {', '.join(LAYOUT)}"
+EVERYTHING = "all attributes"
 GROUP = 256  # among how many retrieval chooses
 
 
@@ -275,3 +283,63 @@ def retrieval(
     exact = found == torch.arange(n)
     same = (labels[found] == labels[:n]).all(dim=1)
     return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)
+
+
+def iou(found: Tensor, wanted: Tensor, seed: int) -> str:
+    """Write the mean IoU of the LAYOUT of two maps (n,h,w), with its interval."""
+    counts = overlaps(found, wanted, len(LAYERS))[:, : len(LAYOUT)]
+    low, high = bootstrap_interval(mean_iou, counts, generator=torch.Generator().manual_seed(seed))
+    return f"{mean_iou(counts):.4f} (95 % interval {low:.4f} to {high:.4f})"
+
+
+def evaluate_postcards_segmenter(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a segmenter on unseen postcards: the mean IoU, and that of each label."""
+    segmenter, scores = UNet.from_pretrained(folder), {}
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        found, wanted = segment(segmenter, data.images()), data.masks()
+        scores[f"{MEAN_IOU}, {settings.n:,} postcards, {words}"] = iou(found, wanted, settings.seed)
+        counts = overlaps(found, wanted, len(LAYERS))
+        for label, name in enumerate(LAYERS):
+            scores[f"IoU of {name}, {words}"] = f"{mean_iou(counts[:, label : label + 1]):.4f}"
+    return scores
+
+
+def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score pictures drawn from n maps with their captions, from maps alone, from captions alone.
+
+    A judge says whether they show what was asked; a map without words settles subject and place. A
+    segmenter makes a map of each picture, to be compared with the one that was given.
+    """
+    name = settings.judge or POSTCARDS_JUDGE
+    judge, segmenter = Judge.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
+    artist = Artist(str(folder), settings.sampler, best_device())
+    vae, generator = artist.pipeline.vae, torch.Generator(artist.device).manual_seed(settings.seed)
+    scores: Scores = {
+        "samples": f"{settings.n:,} of each kind, seed {settings.seed}, {settings.steps} steps of "
+        f"{artist.sampler}, guidance {settings.guidance:g}; judge {name}"
+    }
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images, maps = data.images().to(artist.device), data.masks()
+        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images).cpu()
+        scores[f"real postcards, decoded: {MEAN_IOU}, {words}"] = iou(
+            segment(segmenter, decoded), maps, settings.seed
+        )
+        for title, captions, given, settled in (
+            ("map and caption", data.full_captions, maps, ("", *judge.heads)),
+            ("map alone", [""] * settings.n, maps, ("subject", "place")),
+            ("caption alone", data.full_captions, None, ("", *judge.heads)),
+        ):
+            batches = artist.draw(
+                captions, settings.n, settings.steps, generator, settings.guidance, maps=given
+            )
+            drawn = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
+            right = judge_answers(judge, drawn) == data.labels
+            shares = shares_of_right(EVERYTHING, judge, right, words)
+            for question in settled:
+                question = f"{question or EVERYTHING}, {words}"
+                scores[f"{title}: {question}"] = shares[question]
+            found = segment(segmenter, drawn)
+            scores[f"{title}: {MEAN_IOU}, {words}"] = iou(found, maps, settings.seed)
+    return scores

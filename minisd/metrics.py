@@ -1,4 +1,4 @@
-"""Chapters 4, 9 and 12: how good are the pictures? Judges, distances, confidence intervals."""
+"""Chapters 4, 9, 11 and 12: how good are the pictures? Judges, distances, intervals."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minisd.clip import CLIP
 from minisd.pretrained import Pretrained
 from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,34 @@ def judge_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator
         F.cross_entropy(logits, column, label_smoothing=0.05)
         for logits, column in zip(answers, columns, strict=True)
     )
+
+
+def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Return the cross-entropy of every pixel; a batch begins with images and ends with maps.
+
+    A U-Net that says for each pixel what it belongs to: Ronneberger et al. 2015, with t left at 0.
+    """
+    return F.cross_entropy(unet(batch[0], 0), batch[-1])
+
+
+def segment(unet: UNet, images: Tensor) -> Tensor:
+    """Return the maps (n,h,w) int64 that a segmenter sees in images (n,3,h,w) in [-1,1]."""
+    return in_batches(lambda batch: unet(batch, 0).argmax(dim=1), images, batch_size=100)
+
+
+def overlaps(maps_a: Tensor, maps_b: Tensor, labels: int) -> Tensor:
+    """Count the pixels of each label in both and in either of two maps (n,h,w): (n,labels,2)."""
+    a, b = (F.one_hot(maps, labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,labels)
+    return torch.stack([(a & b).sum(dim=(1, 2)), (a | b).sum(dim=(1, 2))], dim=-1)
+
+
+def mean_iou(counts: Tensor) -> float:
+    """Return the mean over labels of intersection over union, from `overlaps` (n,labels,2).
+
+    Pixels of all n pictures count together, as in Everingham et al. 2010.
+    """
+    both, either = counts.sum(dim=0).double().unbind(dim=-1)
+    return float((both / either).mean())
 
 
 def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:

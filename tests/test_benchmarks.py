@@ -54,3 +54,18 @@ def test_a_row_is_scored_and_laid_beside_diffusers(schedulers):
     assert result["calls"] == 5 and result["samples"] == 40
     assert result["difference"] < 1e-4 and result["time_ratio"] > 0
     assert result["fid"] > 0 and 0 < result["confidence"] <= 1
+
+
+def test_inpainting_prints_one_table(monkeypatch, capsys):
+    inpainting = load("inpainting")
+    asked = []
+    monkeypatch.setattr(inpainting, "locate", lambda name: name)
+    monkeypatch.setattr(
+        inpainting,
+        "evaluate_inpainting",
+        lambda folder, settings: asked.append((folder, settings.n)) or {"another": "95 %"},
+    )
+    monkeypatch.setattr("sys.argv", ["inpainting.py", "--samples", "7"])
+    inpainting.main()
+    assert asked == [("postcards", 7)]
+    assert capsys.readouterr().out.split() == ["another", "95", "%"]

@@ -5,15 +5,19 @@ import pytest
 import torch
 from helpers import randomise, tiny_pipeline
 
-from minisd import AutoencoderKL, VAEConfig
+from minisd import AutoencoderKL, UNet, UNetConfig, VAEConfig
 from minisd.data.postcards import Postcards
 from minisd.evaluation import (
     EvaluationSettings,
     confused,
     evaluate_postcards,
+    evaluate_postcards_maps,
+    evaluate_postcards_segmenter,
     evaluate_postcards_vae,
+    iou,
     shares_of_right,
 )
+from minisd.maps import MapPipeline
 from minisd.metrics import Judge, JudgeConfig
 
 FEW = EvaluationSettings(n=6, steps=2)
@@ -85,3 +89,83 @@ def test_a_pipeline_is_scored_from_its_folder(tmp_path):
     assert scores["samples"].startswith("6 full captions of each kind, seed 0, 2 steps of dpm")
     assert share(scores, "prompt accuracy, all attributes, seen") < 100
     assert evaluate_postcards(tmp_path, FEW) == scores
+
+
+# Maps
+
+SEGMENTER = UNetConfig(64, 3, 4, (8, 8), (False, False), 1, 2, 4)
+
+
+def map_of(data):
+    """A function that finds the map of any picture of this data set, by looking it up."""
+
+    def segment(segmenter, images):
+        nearest = torch.cdist(images.flatten(1), data.images().flatten(1)).argmin(dim=1)
+        return data.masks()[nearest]
+
+    return segment
+
+
+def test_the_iou_counts_the_large_things():
+    maps = Postcards("test", 4).masks()
+    assert iou(maps, maps, 0) == "1.0000 (95 % interval 1.0000 to 1.0000)"
+    without = maps.masked_fill(maps == 3, 2)  # companions taken for subjects
+    value = float(iou(without, maps, 0).split()[0])
+    assert 0.5 < value < 1
+
+
+def test_a_segmenter_is_scored_label_by_label(tmp_path, monkeypatch):
+    UNet(SEGMENTER).save_pretrained(tmp_path)
+    scores = evaluate_postcards_segmenter(tmp_path, FEW)
+    assert float(scores["IoU of companions, seen combinations"]) < 0.5
+    splits = iter(("test", "held_out"))
+    monkeypatch.setattr(
+        "minisd.evaluation.segment", lambda *_: Postcards(next(splits), 6, seed=7).masks()
+    )
+    scores = evaluate_postcards_segmenter(tmp_path, FEW)
+    assert len(scores) == 10
+    assert all(value.startswith("1.0000") for value in scores.values())
+
+
+def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatch):
+    pipe = tiny_pipeline(MapPipeline, beside=64)
+    pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
+    pipe.save_pretrained(tmp_path / "maps")
+    UNet(SEGMENTER).save_pretrained(tmp_path / "segmenter")
+    monkeypatch.setattr("minisd.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
+    scores = evaluate_postcards_maps(tmp_path / "maps", FEW)
+    assert scores["samples"].startswith("6 of each kind, seed 0, 2 steps of dpm")
+    for words in ("seen", "held-out"):
+        for title, questions in (("map and caption", 6), ("map alone", 2), ("caption alone", 6)):
+            own = [
+                name
+                for name in scores
+                if name.startswith(title) and words in name and "IoU" not in name
+            ]
+            assert len(own) == questions, own
+        assert sum("IoU" in name and words in name for name in scores) == 4
+    assert evaluate_postcards_maps(tmp_path / "maps", FEW) == scores
+
+
+def test_real_postcards_are_what_their_maps_say(tmp_path, monkeypatch):
+    tiny_pipeline(MapPipeline, beside=64).save_pretrained(tmp_path / "maps")
+    UNet(SEGMENTER).save_pretrained(tmp_path / "segmenter")
+    data, asked = Postcards("test", 6, seed=7), []
+
+    def draw(self, prompts, n, steps, generator, guidance, maps=None):
+        asked.append((prompts, maps is not None))
+        yield data.images()
+
+    monkeypatch.setattr("minisd.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
+    monkeypatch.setattr("minisd.evaluation.SPLITS", {"test": "these"})
+    monkeypatch.setattr("minisd.evaluation.Artist.draw", draw)
+    monkeypatch.setattr("minisd.evaluation.segment", map_of(data))
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: images)
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, images: images)
+    scores = evaluate_postcards_maps(tmp_path / "maps", FEW)
+    words, nothing = data.full_captions, [""] * 6
+    assert asked == [(words, True), (nothing, True), (words, False)]
+    del scores["samples"]
+    assert len(scores) == 18
+    for value in scores.values():
+        assert value.startswith(("1.0000 (", "100.00% ("))

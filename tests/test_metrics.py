@@ -17,6 +17,8 @@ from minisd import (
     CLIPVisionConfig,
     Tokenizer,
     TokenizerConfig,
+    UNet,
+    UNetConfig,
 )
 from minisd.metrics import (
     Accuracy,
@@ -29,10 +31,14 @@ from minisd.metrics import (
     judge_accuracies,
     judge_accuracy,
     judge_loss,
+    mean_iou,
+    overlaps,
     psnr,
     random_warp,
     retrieve,
     score_digits,
+    segment,
+    segmenter_loss,
     ssim,
     wilson_interval,
     zero_shot,
@@ -476,3 +482,36 @@ def test_more_samples_than_real_digits_raise():
     real = torch.zeros(5, 1, 28, 28)
     with pytest.raises(ValueError, match="6 samples need as many real digits, got 5 and 9"):
         score_digits(Judge(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))
+
+
+# Maps
+
+
+def test_overlaps_and_their_mean_by_hand():
+    a = torch.tensor([[[0, 0], [1, 2]], [[0, 0], [0, 0]]])
+    b = torch.tensor([[[0, 1], [1, 2]], [[0, 0], [0, 2]]])
+    counts = overlaps(a, b, 3)
+    assert counts.tolist() == [[[1, 2], [1, 2], [1, 1]], [[3, 4], [0, 0], [0, 1]]]
+    assert math.isclose(mean_iou(counts), (4 / 6 + 1 / 2 + 1 / 2) / 3)
+    assert mean_iou(overlaps(a, a, 3)) == 1
+    assert mean_iou(overlaps(a, (a + 1) % 3, 3)) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overlaps_agree_with_torchmetrics(seed):
+    from torchmetrics import JaccardIndex
+
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randint(4, (2, 5, 8, 8), generator=generator)
+    theirs = JaccardIndex("multiclass", num_classes=4)(a, b)
+    assert abs(mean_iou(overlaps(a, b, 4)) - float(theirs)) < 1e-6
+
+
+def test_a_segmenter_names_every_pixel():
+    unet = UNet(UNetConfig(8, 3, 4, (8, 8), (False, False), 1, 2, 4)).eval()
+    images, maps = torch.randn(5, 3, 8, 8), torch.randint(4, (5, 8, 8))
+    found = segment(unet, images)
+    assert torch.equal(found, unet(images, 0).argmax(dim=1)) and found.shape == (5, 8, 8)
+    loss = segmenter_loss(unet, [images, torch.zeros(5, 5), maps], torch.Generator())
+    right = unet(images, 0).log_softmax(dim=1).gather(1, maps[:, None])
+    assert torch.allclose(loss, -right.mean())

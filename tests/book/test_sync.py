@@ -19,6 +19,7 @@ CORE = [
     "clip",
     "vae",
     "pipeline",
+    "editing",
     "stable_diffusion",
 ]
 PLUMBING = {  # public names that no chapter shows in full, and why
