@@ -131,7 +131,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
         )
     a, b = features_a.double(), features_b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
     # Tr((C_a C_b)^(1/2)) is the sum of the square roots of the eigenvalues of C_a C_b; written
     # as S C_b S with S = C_a^(1/2), the matrix is symmetric and its eigenvalues are real.
     values, vectors = torch.linalg.eigh(cov_a)

@@ -95,6 +95,11 @@ def test_frechet_distance_of_fewer_rows_than_columns():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * a.T.cov().trace().item())
 
 
+def test_frechet_distance_of_a_single_feature():
+    x = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # mean 0, standard deviation 1
+    assert frechet_distance(x, 3 * x + 2) == pytest.approx(2**2 + (3 - 1) ** 2)
+
+
 @pytest.mark.parametrize(
     ("a", "b"), [((1, 3), (5, 3)), ((5, 3), (1, 3)), ((5, 3), (5, 4)), ((0, 3), (5, 3))]
 )
