@@ -122,6 +122,13 @@ class Artist:
         if maps is not None and len(maps) != n:
             raise ValueError(f"{n} pictures have {len(maps)} maps")
 
+    @property
+    def example(self) -> str | None:
+        """A prompt that the model can read, None if it takes none."""
+        if self.unet.config.context_dim is None:
+            return None
+        return "0" if self.pipeline is None else "a temple at sunset"
+
     def labels(self, prompts: Sequence[str]) -> Tensor:
         """Read prompts that are labels, (b,1,classes); raises ValueError for anything else."""
         n = self.unet.config.context_dim

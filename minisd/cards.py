@@ -73,11 +73,13 @@ def describe_counting(training: dict[str, Any]) -> list[str]:
 
 def machine(accelerator: Accelerator) -> str:
     """Name the machine that a run used."""
-    if accelerator.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = processor()
+    name = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device that computes: a GPU, or the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:

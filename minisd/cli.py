@@ -178,10 +178,16 @@ def evaluate(
         str | None, typer.Option(help="The judge's checkpoint, in place of the recipe's.")
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
+    only_speed: Annotated[
+        bool, typer.Option("--speed", help="Only time it: seconds per picture.")
+    ] = False,
 ) -> None:
-    """Score a model on what it was trained for, as its recipe says."""
+    """Score a model on what it was trained for, as its recipe says.
+
+    What is kept with --save includes the seconds per picture, if the model draws.
+    """
     from minisd.cards import add_scores
-    from minisd.evaluation import EvaluationSettings
+    from minisd.evaluation import EvaluationSettings, speed
     from minisd.files import read_json
     from minisd.pretrained import locate
     from minisd.recipes import find_recipe
@@ -191,7 +197,9 @@ def evaluate(
     settings = EvaluationSettings(
         n or recipe.samples, seed, steps, sampler and sampler.value, guidance, judge
     )
-    scores = recipe.evaluate(folder, settings)
+    scores = {} if only_speed else recipe.evaluate(folder, settings)
+    if save or only_speed:
+        scores |= speed(folder, settings)
     for name, value in scores.items():
         typer.echo(f"{name}: {value}")
     if save:

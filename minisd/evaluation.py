@@ -3,6 +3,8 @@
 A recipe names the function that scores what it makes; `minisd evaluate` calls it.
 """
 
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minisd.artist import Artist, best_device
+from minisd.cards import device_name
 from minisd.clip import CLIP
 from minisd.data.digits import digits
 from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
@@ -23,6 +26,7 @@ from minisd.metrics import (
     Judge,
     bootstrap_interval,
     class_embeddings,
+    clip_scores,
     frechet_distance,
     in_batches,
     judge_accuracies,
@@ -37,6 +41,8 @@ from minisd.metrics import (
     ssim,
     zero_shot,
 )
+from minisd.schedulers.base import CONFIG_FILE
+from minisd.stable_diffusion import INDEX
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
@@ -50,6 +56,8 @@ LAYOUT = LAYERS[:3]  # the large things of a map: companions are few pixels each
 MEAN_IOU = f"mean IoU of {', '.join(LAYOUT)}"
 EVERYTHING = "all attributes"
 GROUP = 256  # among how many retrieval chooses
+SECONDS = "seconds per picture"
+REPEATS = 5  # of which the median counts
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,39 @@ Scores = dict[str, str]
 Evaluation = Callable[[Path, EvaluationSettings], Scores]
 
 
+def speed(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Time one picture, from its prompt to its pixels, with the model loaded: a median.
+
+    A model without a scheduler does not draw, and has no time to tell.
+    """
+    if not any((folder / file).is_file() for file in (CONFIG_FILE, INDEX)):
+        return {}
+    artist = Artist(str(folder), settings.sampler, best_device())
+    prompts = None if artist.example is None else [artist.example]
+    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    times = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        list(artist.draw(prompts, 1, settings.steps, generator, settings.guidance))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])  # the first call is slower than all others
+    how = f"one alone, {settings.steps} steps of {artist.sampler}"
+    return {SECONDS: f"{seconds:.2f} ({how}; median of {REPEATS}; {device_name(artist.device)})"}
+
+
 def in_words(accuracy: Accuracy) -> str:
     """Write a share with its interval."""
     low, high = accuracy.interval
     return f"{accuracy.value:.2%} (95 % interval {low:.2%} to {high:.2%})"
+
+
+def mean_in_words(values: Tensor, digits: int, unit: str = "") -> str:
+    """Write the mean of values (n,) with its bootstrap interval."""
+    low, high = bootstrap_interval(
+        lambda rows: float(rows.mean()), values, generator=torch.Generator().manual_seed(0)
+    )
+    mean = f"{values.mean():.{digits}f}{unit}"
+    return f"{mean} (95 % interval {low:.{digits}f} to {high:.{digits}f})"
 
 
 def evaluate_digits_judge(folder: Path, settings: EvaluationSettings) -> Scores:
@@ -195,8 +232,8 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
         images = data.images()
         decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
         decibels, similarity = psnr(decoded, images), ssim(decoded, images)
-        scores[f"PSNR, {settings.n:,} postcards, {name}"] = f"{decibels.mean():.2f} dB"
-        scores[f"SSIM, {settings.n:,} postcards, {name}"] = f"{similarity.mean():.4f}"
+        scores[f"PSNR, {settings.n:,} postcards, {name}"] = mean_in_words(decibels, 2, " dB")
+        scores[f"SSIM, {settings.n:,} postcards, {name}"] = mean_in_words(similarity, 4)
         right = judge_answers(judge, decoded) == data.labels
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
     latents = in_batches(vae.encode, images)
@@ -221,13 +258,15 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
         right = answers == data.labels
         scores |= shares_of_right("prompt accuracy, all attributes", judge, right, words)
         scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
-        texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
         pictures.append(images)
         real.append(data.images())
-        seen, shown = (in_batches(clip.encode_image, each[-1]) for each in (pictures, real))
-        pairs["drawn"].append((seen * texts).sum(dim=1))
-        pairs["real"].append((shown * texts).sum(dim=1))
-        pairs["shuffled"].append((shown * texts.roll(1, dims=0)).sum(dim=1))
+        captions = data.full_captions
+        for kind, shown, said in (
+            ("drawn", images, captions),
+            ("real", real[-1], captions),
+            ("shuffled", real[-1], captions[-1:] + captions[:-1]),
+        ):
+            pairs[kind].append(clip_scores(clip, tokenizer, shown, said))
     others = [Postcards(split, settings.n, seed=UNSEEN_SEED + 1).images() for split in SPLITS]
     drawn, truth, other = (
         in_batches(judge.features, torch.cat(images)) for images in (pictures, real, others)

@@ -160,7 +160,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
         )
     a, b = features_a.double(), features_b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
     # Tr((C_a C_b)^(1/2)) is the sum of the square roots of the eigenvalues of C_a C_b; written
     # as S C_b S with S = C_a^(1/2), the matrix is symmetric and its eigenvalues are real.
     values, vectors = torch.linalg.eigh(cov_a)
@@ -367,3 +367,24 @@ def retrieve(queries: Tensor, keys: Tensor, group: int) -> Tensor:
         raise ValueError(f"need at least one group of {group}, got {len(queries)}")
     starts = range(0, len(queries) - group + 1, group)
     return torch.cat([s + zero_shot(queries[s : s + group], keys[s : s + group]) for s in starts])
+
+
+def clip_scores(
+    clip: CLIP, tokenizer: Tokenizer, images: Tensor, captions: Sequence[str]
+) -> Tensor:
+    """Return the cosine (n,) of each image (n,c,h,w) in [-1,1] and its caption.
+
+    Hessel et al. 2021, eq. 1, without the factor of 2.5 and the cut at 0. Raises ValueError unless
+    there is one caption for each image.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images have {len(captions)} captions")
+    texts = in_batches(clip.encode_text, tokenizer(list(captions)))
+    return (in_batches(clip.encode_image, images) * texts).sum(dim=1)
+
+
+def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance (n,) of each query (n,...) to the nearest key (m,...), and its index."""
+    exact = "donot_use_mm_for_euclid_dist"  # the fast way is off by too much where nothing is far
+    distances = torch.cdist(queries.flatten(1), keys.flatten(1), compute_mode=exact)
+    return tuple(distances.min(dim=1))

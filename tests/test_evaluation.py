@@ -5,9 +5,11 @@ import pytest
 import torch
 from helpers import randomise, tiny_pipeline
 
-from minisd import AutoencoderKL, UNet, UNetConfig, VAEConfig
+from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig, VAEConfig
+from minisd.artist import Artist
 from minisd.data.postcards import Postcards
 from minisd.evaluation import (
+    SECONDS,
     EvaluationSettings,
     confused,
     evaluate_postcards,
@@ -15,7 +17,9 @@ from minisd.evaluation import (
     evaluate_postcards_segmenter,
     evaluate_postcards_vae,
     iou,
+    mean_in_words,
     shares_of_right,
+    speed,
 )
 from minisd.maps import MapPipeline
 from minisd.metrics import Judge, JudgeConfig
@@ -53,12 +57,44 @@ def test_an_autoencoder_that_gives_back_what_it_got_has_perfect_scores(tmp_path,
     monkeypatch.setattr(AutoencoderKL, "decode", lambda self, images: images)
     scores = evaluate_postcards_vae(tmp_path, FEW)
     assert share(scores, "judged right in every attribute, seen") == 100
-    assert scores["SSIM, 6 postcards, seen combinations"] == "1.0000"
+    similarity = scores["SSIM, 6 postcards, seen combinations"]
+    assert similarity == "1.0000 (95 % interval 1.0000 to 1.0000)"
 
 
 def test_another_judge_can_be_asked(tmp_path):
     with pytest.raises(ValueError, match="no-such-judge"):
         evaluate_postcards_vae(tmp_path, replace(FEW, judge="no-such-judge"))
+
+
+def test_a_mean_is_told_with_its_interval():
+    words = mean_in_words(torch.tensor([1.0, 2.0, 3.0, 4.0] * 100), 2, " dB")
+    assert words.startswith("2.50 dB (95 % interval 2.") and words.endswith(")")
+    low, high = map(float, re.findall(r"\d\.\d\d", words)[1:])
+    assert high - low == pytest.approx(2 * 1.96 * 1.118 / 20, rel=0.2)
+
+
+def test_one_picture_is_timed_if_the_model_draws(tmp_path, monkeypatch):
+    prompts = []
+    drawn = Artist.draw
+    monkeypatch.setattr(
+        Artist, "draw", lambda self, p, *rest: prompts.append(p) or drawn(self, p, *rest)
+    )
+    tiny_pipeline().save_pretrained(tmp_path / "words")
+    times = speed(tmp_path / "words", FEW)
+    how = r"\d+\.\d\d \(one alone, 2 steps of dpm-solver\+\+; median of 5; .*CPU\)"
+    assert re.fullmatch(how, times[SECONDS]) and list(times) == [SECONDS]
+    assert prompts == [["a temple at sunset"]] * 6  # the first is to warm up
+    TWO.save_pretrained(tmp_path / "judge")
+    assert speed(tmp_path / "judge", FEW) == {}
+
+
+@pytest.mark.parametrize(("context_dim", "example"), [(None, None), (10, "0")])
+def test_a_model_of_digits_is_timed_with_what_it_can_read(tmp_path, context_dim, example):
+    config = UNetConfig(14, channels=(8, 8), attention=(False, False), context_dim=context_dim)
+    UNet(config).save_pretrained(tmp_path)
+    DDIMScheduler().save_pretrained(tmp_path)
+    assert Artist(str(tmp_path)).example == example
+    assert "2 steps of ddim" in speed(tmp_path, FEW)[SECONDS]
 
 
 def test_real_postcards_have_the_best_scores_that_can_be(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional import image as torchmetrics
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from minisd import (
     CLIP,
@@ -26,12 +27,14 @@ from minisd.metrics import (
     JudgeConfig,
     bootstrap_interval,
     class_embeddings,
+    clip_scores,
     frechet_distance,
     in_batches,
     judge_accuracies,
     judge_accuracy,
     judge_loss,
     mean_iou,
+    nearest,
     overlaps,
     psnr,
     random_warp,
@@ -69,6 +72,18 @@ def test_frechet_distance_is_the_formula(d, shift):
     assert frechet_distance(a.float(), b.float()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_frechet_distance_is_that_of_torchmetrics(shift):
+    """Given features in place of pictures, torchmetrics computes the distance alone."""
+    features = torch.nn.Identity()
+    features.num_features = 20
+    theirs = FrechetInceptionDistance(features)
+    a, b = cloud(300, 20, 1), cloud(250, 20, 2, shift)
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert frechet_distance(a, b) == pytest.approx(theirs.compute().item(), rel=1e-6)
+
+
 def test_frechet_distance_of_known_gaussians():
     """Of N(m, s^2) and N(n, r^2) in each dimension: (m - n)^2 + (s - r)^2."""
     x = torch.randn(1000, 3, dtype=torch.float64)
@@ -86,6 +101,11 @@ def test_frechet_distance_of_fewer_rows_than_columns():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * a.T.cov().trace().item())
 
 
+def test_frechet_distance_of_a_single_feature():
+    x = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # mean 0, standard deviation 1
+    assert frechet_distance(x, 3 * x + 2) == pytest.approx(2**2 + (3 - 1) ** 2)
+
+
 @pytest.mark.parametrize(
     ("a", "b"), [((1, 3), (5, 3)), ((5, 3), (1, 3)), ((5, 3), (5, 4)), ((0, 3), (5, 3))]
 )
@@ -97,7 +117,8 @@ def test_frechet_distance_needs_two_comparable_clouds(a, b):
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (50, 100), (999, 1000), (20, 20)])
 def test_wilson_interval_against_scipy(k, n):
     expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    ours = wilson_interval(k, n)
+    assert ours == pytest.approx((expected.low, expected.high), rel=1e-4, abs=1e-12)  # z = 1.96
 
 
 def test_wilson_interval_of_a_textbook():
@@ -128,6 +149,26 @@ def test_bootstrap_covers_the_mean_about_95_times_in_100():
         )
         hits += low <= 7 <= high
     assert 175 <= hits <= 199  # 0.93 expected of 60 values; 5 standard deviations to both sides
+
+
+@pytest.mark.parametrize("statistic", [torch.mean, torch.std, torch.amax], ids=str)
+def test_bootstrap_interval_is_that_of_scipy(statistic, monkeypatch):
+    """The percentile interval, of the same resamples: scipy draws the rows for both."""
+    n, resamples = 40, 300
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
+    theirs = scipy.stats.bootstrap(
+        (values.numpy(),),
+        lambda rows: statistic(torch.as_tensor(rows)).item(),
+        n_resamples=resamples,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    rows = iter(torch.from_numpy(np.random.default_rng(5).integers(0, n, (resamples, n))))
+    monkeypatch.setattr(torch, "randint", lambda *args, generator: next(rows))
+    ours = bootstrap_interval(lambda rows: statistic(rows).item(), values, resamples)
+    assert ours == pytest.approx((theirs.low, theirs.high), rel=1e-9)
+    assert next(rows, None) is None  # each resample was drawn once
 
 
 def test_bootstrap_width_is_that_of_the_mean(generator):
@@ -370,16 +411,42 @@ def test_zero_shot_takes_the_highest_cosine():
     assert zero_shot(images, classes).tolist() == [0, 2, 1]
 
 
-def test_a_class_is_the_mean_of_its_prompts():
+def tiny_clip():
     tokenizer = Tokenizer.train(["a red tent", "a tent"], 300, TokenizerConfig(model_max_length=9))
     text = CLIPTextConfig(tokenizer.vocab_size, 9, 8, 1, 1, tokenizer.eos_token_id)
-    clip = CLIP(CLIPConfig(text, CLIPVisionConfig(16, 8, 3, 8, 1, 1), 4)).eval()
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(16, 8, 3, 8, 1, 1), 4)).eval(), tokenizer
+
+
+def test_a_class_is_the_mean_of_its_prompts():
+    clip, tokenizer = tiny_clip()
     classes = class_embeddings(clip, tokenizer, [["a red tent", "a tent"], ["red"]])
     with torch.no_grad():
         a, b, c = clip.encode_text(tokenizer(["a red tent", "a tent", "red"]))
     assert torch.allclose(classes[0], (a + b) / (a + b).norm(), atol=1e-6)
     assert torch.allclose(classes[1], c, atol=1e-6)
     assert not classes.requires_grad
+
+
+def test_a_clip_score_is_the_cosine_of_picture_and_caption(generator):
+    clip, tokenizer = tiny_clip()
+    images = torch.rand(3, 3, 16, 16, generator=generator) * 2 - 1
+    captions = ["a red tent", "a tent", "red"]
+    scores = clip_scores(clip, tokenizer, images, captions)
+    with torch.no_grad():
+        logits = clip(images, tokenizer(captions))
+    cosines = logits.diagonal() / clip.logit_scale.clamp(max=math.log(100)).exp()
+    assert scores.shape == (3,) and not scores.requires_grad
+    assert torch.allclose(scores, cosines, atol=1e-5)
+    with pytest.raises(ValueError, match="3 images have 2 captions"):
+        clip_scores(clip, tokenizer, images, captions[:2])
+
+
+def test_the_nearest_is_found_and_its_distance_is_exact(generator):
+    keys = torch.randn(7, 2, 3, generator=generator)
+    queries = keys[[4, 0, 6]] + torch.tensor([0.0, 1e-4, 0.5])[:, None, None]
+    distances, indices = nearest(queries, keys)
+    assert indices.tolist() == [4, 0, 6]
+    assert distances.tolist() == pytest.approx([0, 1e-4 * 6**0.5, 0.5 * 6**0.5], rel=1e-2)
 
 
 def test_retrieval_stays_in_its_group():

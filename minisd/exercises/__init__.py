@@ -12,6 +12,7 @@ from minisd.exercises import (
     ch09,
     ch10,
     ch11,
+    ch12,
 )
 from minisd.exercises.checking import Verdict, check
 
@@ -28,5 +29,6 @@ __all__ = [
     "ch09",
     "ch10",
     "ch11",
+    "ch12",
     "check",
 ]

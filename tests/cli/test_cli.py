@@ -205,6 +205,13 @@ def test_evaluate_keeps_the_scores_when_asked(command, judge, few_digits):
     assert f"- {out.strip()}" in (judge / "card.md").read_text()
 
 
+def test_evaluate_times_a_picture_alone_or_with_the_scores(command, model, judge, few_digits):
+    status, out, _ = command("evaluate", model, "--steps", 2, "--speed")
+    assert status == 0
+    assert re.fullmatch(r"seconds per picture: \d+\.\d\d \(one alone, 2 steps of ddpm; .*\)\n", out)
+    assert command("evaluate", judge, "--speed") == (0, "", "")
+
+
 def test_a_tokenizer_is_trained_and_scored_like_a_network(command, tmp_path):
     status, out, _ = command("train", "tiny-tokenizer")
     assert status == 0 and out == "tiny-tokenizer: saved in runs/tiny-tokenizer\n"
