@@ -197,9 +197,9 @@ HEAD = """# The Rosetta table
 
 The weights of Stable Diffusion v1.5 are known under three names: those of this book's classes,
 those of the folders of diffusers (and of transformers, for the text encoder), and those of the
-original file. Here they stand side by side. In minisd and in diffusers every tensor has the same shape; the
-original has the attention of the autoencoder as 1 × 1 convolutions. How the table is used, and why
-it is all that it takes, is told in {{doc}}`chapter 13 </chapters/13_growing_up>`.
+original file. Here they stand side by side. In minisd and in diffusers every tensor has the same
+shape; the original has the attention of the autoencoder as 1 × 1 convolutions. How the table is
+used, and why it is all that it takes, is told in {{doc}}`chapter 13 </chapters/13_growing_up>`.
 
 The tables list blocks, {numbers} parameters in all. The complete list of {tensors} tensors is in
 {{download}}`rosetta.csv <_static/rosetta.csv>`.

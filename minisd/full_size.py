@@ -37,7 +37,7 @@ def random_tensor(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
     Weights keep the size of what flows through them, biases are small, and the weights of norms
     near 1: no branch of the network is silent, as some are before training.
     """
-    generator = torch.Generator().manual_seed((seed << 32) + crc32(name.encode()))
+    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
     tensor = torch.randn(shape, generator=generator)
     if len(shape) > 1:
         return tensor.div_(math.sqrt(math.prod(shape[1:])))
@@ -66,7 +66,7 @@ def random_sd15(seed: int = 0, torch_dtype: torch.dtype = torch.float32) -> Stab
     networks = {part: random_network(part, seed, torch_dtype) for part in NETWORKS}
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-        skip_prk_steps=True, set_alpha_to_one=False, clip_sample=False,
+        skip_prk_steps=True, set_alpha_to_one=False,
     )  # fmt: skip
     return StableDiffusionPipeline(stand_in_tokenizer(), **networks, scheduler=scheduler)
 

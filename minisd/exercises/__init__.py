@@ -11,6 +11,7 @@ from minisd.exercises import (
     ch08,
     ch09,
     ch10,
+    ch13,
 )
 from minisd.exercises.checking import Verdict, check
 
@@ -26,5 +27,6 @@ __all__ = [
     "ch08",
     "ch09",
     "ch10",
+    "ch13",
     "check",
 ]
