@@ -207,25 +207,8 @@ class Tokenizer:
         Stable Diffusion. Raises ValueError if a file is missing, damaged, or does not fit.
         """
         folder = locate(name, subfolder, (*FILES, ALL_IN_ONE))
-        vocab_file, merges_file, config_file = (folder / file for file in FILES)
-        if not vocab_file.is_file() and (folder / ALL_IN_ONE).is_file():
-            merges_file = folder / ALL_IN_ONE
-            model = read_json(merges_file)["model"]
-            vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
-        else:
-            vocab = read_json(vocab_file)
-            lines = read_text(merges_file).removesuffix("\n").split("\n")
-            merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
-        raw = read_json(config_file)
-        for path, value in ((config_file, raw), (vocab_file, vocab)):
-            if not isinstance(value, dict):
-                raise ValueError(f"{path} must hold one JSON object")
-        if raw.get("tokenizer_class") == "CLIPTokenizer":
-            raw = clip_settings(raw)
-        config = build_config(TokenizerConfig, raw, config_file)
-        bad = next((pair for pair in merges if len(pair) != 2 or not all(pair)), None)
-        if bad is not None:
-            raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")
+        vocab, merges, raw = read_files(folder)
+        config = build_config(TokenizerConfig, raw, folder / FILES[2])
         try:
             return cls(vocab, merges, config)
         except ValueError as error:
@@ -322,6 +305,35 @@ def joined(lists: Iterable[list[int]], separator: int) -> list[int]:
     """Concatenate lists of ids with `separator` between them."""
     first, *rest = lists
     return first + [i for ids in rest for i in (separator, *ids)]
+
+
+def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict]:
+    """Return the vocabulary, the merges and the settings that lie in a folder.
+
+    Raises ValueError for what is missing or damaged.
+    """
+    vocab_file, merges_file, config_file = (folder / file for file in FILES)
+    if not vocab_file.is_file() and (folder / ALL_IN_ONE).is_file():
+        vocab_file = merges_file = folder / ALL_IN_ONE
+        try:
+            vocab, merges = (read_json(vocab_file)["model"][key] for key in ("vocab", "merges"))
+        except (KeyError, TypeError):
+            raise ValueError(f"{vocab_file} holds no vocabulary with merges") from None
+        merges = [tuple(p.split(" ") if isinstance(p, str) else p) for p in merges]
+    else:
+        vocab = read_json(vocab_file)
+        lines = read_text(merges_file).removesuffix("\n").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+    raw = read_json(config_file)
+    for path, value in ((config_file, raw), (vocab_file, vocab)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} must hold one JSON object")
+    bad = next((pair for pair in merges if len(pair) != 2 or not all(pair)), None)
+    if bad is not None:
+        raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")
+    if raw.get("tokenizer_class") == "CLIPTokenizer":
+        raw = clip_settings(raw)
+    return vocab, merges, raw
 
 
 def clip_settings(raw: dict) -> dict:
