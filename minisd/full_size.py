@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minisd.artist import best_device
 from minisd.clip import CLIPTextConfig, CLIPTextModel
-from minisd.pretrained import SD15, Pretrained, copies
+from minisd.pretrained import SD15, Pretrained, Unfilled, copies
 from minisd.schedulers import PNDMScheduler
 from minisd.stable_diffusion import StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
@@ -48,7 +48,7 @@ def random_network(
     part: str, seed: int = 0, torch_dtype: torch.dtype = torch.float32
 ) -> UNet | AutoencoderKL | CLIPTextModel:
     """Build one of v1.5's NETWORKS with random weights, of which there is never a second copy."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = NETWORKS[part](CONFIGS[part])
     tensors = {
         name: random_tensor(name, like.shape, seed).to(torch_dtype)

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minisd.files import read_json, replacing, writable_folder, write_json
 from minisd.weights import DiffusersFormat
@@ -159,6 +160,16 @@ def instead_of(path: Path) -> str:
     return said
 
 
+class Unfilled(TorchFunctionMode):
+    """Leave new weights unfilled on the meta device: torch would load 800 modules to fill them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 class Pretrained:
     """Adds `from_pretrained` and `save_pretrained` to a model built from one config dataclass."""
 
@@ -198,7 +209,7 @@ class Pretrained:
         path = folder / files[is_foreign]
         tensors = read_tensors(path, torch_dtype)
 
-        with torch.device("meta"):  # shapes without memory: the file brings the numbers
+        with torch.device("meta"), Unfilled():  # shapes without memory: the file brings the numbers
             model = cls(config)
         if is_foreign:
             names = {theirs: ours for ours, theirs in model.diffusers_names().items()}

@@ -3,6 +3,8 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -105,6 +107,17 @@ def test_weights_are_mapped_not_copied_unless_they_are_converted(saved):
     for key, tensor in half.items():
         assert torch.equal(tensor, same[key].half())
         assert tensor.untyped_storage().nbytes() == 2 * tensor.numel()
+
+
+def test_loading_does_not_wake_the_compiler(tmp_path):
+    """Filling an embedding on the meta device would import it, for more than a second."""
+    CLIPTextModel(CLIPTextConfig(10, 4, 8, 1, 1, 9)).save_pretrained(tmp_path)
+    code = (
+        "import sys; from minisd import CLIPTextModel; "
+        f"CLIPTextModel.from_pretrained({str(tmp_path)!r}); "
+        "print('torch._inductor' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_a_loaded_model_can_be_trained(saved):
