@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +124,15 @@ def test_inpainting_prints_one_table(monkeypatch, capsys):
     inpainting.main()
     assert asked == [("postcards", 7)]
     assert capsys.readouterr().out.split() == ["another", "95", "%"]
+
+@pytest.mark.slow
+def test_full_size_is_measured_beside_diffusers_on_small_networks():
+    """The whole script, with narrow layers: loading, each network, and a picture."""
+    command = [sys.executable, str(BENCHMARKS / "sd15.py"), "--quick", "--dtype", "float32"]
+    printed = subprocess.check_output(command, text=True, cwd=BENCHMARKS.parent)
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].split(",")[0].strip() for row in rows] == [
+        "loading", "text encoder", "U-Net", "decoder", "prompt to picture",
+    ]  # fmt: skip
+    assert rows[0][-1].strip() == "-"
+    assert all(float(row[-1]) <= 1e-4 for row in rows[1:])

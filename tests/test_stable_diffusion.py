@@ -18,7 +18,7 @@ from minisd import (
     UNetConfig,
 )
 from minisd.artist import Artist
-from minisd.stable_diffusion import as_type
+from minisd.stable_diffusion import LORA, as_type
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a red house by the sea at night"
@@ -167,6 +167,70 @@ def test_a_part_that_is_missing(pipe, tmp_path, part):
     (tmp_path / part).rename(tmp_path.parent / f"{tmp_path.name}-{part}")
     with pytest.raises(ValueError, match=part):
         StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_a_lora_is_not_loaded_and_that_is_said(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "both")
+    for folder in ("both", "alone"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / LORA).touch()
+    with pytest.warns(UserWarning, match=f"{LORA} of .* is not loaded"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "both")
+    with pytest.raises(ValueError, match="alone holds a LoRA"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "alone")
+
+
+def test_noise_is_drawn_in_the_precision_of_the_networks(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    half = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    drawn = half.make_noise((1, 4, 8, 8), seeded(), None)
+    assert torch.equal(drawn, torch.randn(1, 4, 8, 8, generator=seeded(), dtype=torch.bfloat16))
+
+
+def test_pictures_decoded_one_by_one_are_the_same(pipe):
+    latents = torch.randn(3, 4, 8, 8, generator=seeded())
+    sizes, together = [], pipe.decode(latents)
+    hook = pipe.vae.decoder.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
+    pipe.enable_vae_slicing()
+    try:
+        assert (pipe.decode(latents) - together).abs().max() < 1e-6
+    finally:
+        pipe.vae_slicing = False
+        hook.remove()
+    assert sizes == [1, 1, 1]
+
+
+def test_offloaded_it_draws_the_same_and_only_one_network_is_on_the_card(monkeypatch):
+    """The card is the CPU here, and the moves are written down instead of made."""
+    pipe, moves = tiny_pipeline(), []
+    wanted = images(pipe)
+    picture = torch.rand(3, 32, 32, generator=seeded(5))
+    varied = images(pipe, image=picture)
+    names = {
+        id(pipe.vae.encoder): "encoder", id(pipe.text_encoder): "text", id(pipe.unet): "unet",
+        id(pipe.vae.decoder): "decoder",
+    }  # fmt: skip
+    pipe.enable_model_cpu_offload("cpu")
+    assert pipe.device == torch.device("cpu")
+    to = torch.nn.Module.to
+
+    def watched(module, *args, **kwargs):
+        if id(module) in names:
+            moves.append(names[id(module)])
+        return to(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    assert torch.equal(images(pipe), wanted)
+    assert list(dict.fromkeys(moves)) == ["text", "unet", "decoder"]
+    assert torch.equal(images(pipe, image=picture), varied)
+
+
+def test_channels_last_is_the_same_pipeline(pipe):
+    again = tiny_pipeline().to(memory_format=torch.channels_last)
+    assert again.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (images(again) - images(pipe)).abs().max() < 1e-5
 
 
 def test_another_pipeline_is_refused(pipe, tmp_path):

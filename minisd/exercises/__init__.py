@@ -13,6 +13,7 @@ from minisd.exercises import (
     ch10,
     ch11,
     ch12,
+    ch13,
 )
 from minisd.exercises.checking import Verdict, check
 
@@ -30,5 +31,6 @@ __all__ = [
     "ch10",
     "ch11",
     "ch12",
+    "ch13",
     "check",
 ]

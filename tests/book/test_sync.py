@@ -39,6 +39,8 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
+    "minisd.tokenizer.read_files": "reads three files",
+    "minisd.tokenizer.settings_for_clip": "writes a file of transformers",
 }
 
 
