@@ -87,11 +87,11 @@ def train(
 @app.command()
 def generate(
     model: ModelArgument,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to draw, for a model that takes a prompt.")
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to draw, for a model that takes prompts.")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="How many images; 1 of a prompt, else 64.")
+        int | None, typer.Option("-n", min=1, help="How many images; 1 of each prompt, else 64.")
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write.")] = Path(
         "grid.png"
@@ -118,15 +118,15 @@ def generate(
         Path | None, typer.Option(help="A GIF of what the model expects at each step.")
     ] = None,
 ) -> None:
-    """Draw images, and save them as one grid or one by one."""
+    """Draw images, and save them as one grid, or one by one; each prompt has a row of its own."""
     from minisd.artist import Artist, best_device
     from minisd.files import replacing, writable_folder
     from minisd.maps import read_map
     from minisd.plots import image_grid, save_gif
 
     if semantic_map is not None:
-        prompt = prompt or ""  # the map may be all that is said
-    n = n or (64 if prompt is None else 1)
+        prompts = prompts or [""]  # the map may be all that is said
+    n = n or (1 if prompts else 64)
     for path, kinds in ((out, (".png", ".jpg", ".jpeg", ".webp")), (animate, (".gif",))):
         if path is not None:
             if path.suffix.lower() not in kinds:
@@ -134,7 +134,12 @@ def generate(
             writable_folder(path.parent)
     artist = Artist(model, sampler and sampler.value, best_device())
     generator = torch.Generator(artist.device).manual_seed(seed)
-    prompts = None if prompt is None else [prompt] * n
+    asked, columns = "", None
+    if prompts:
+        asked = f": {', '.join(map(repr, prompts))}"
+        columns = n if len(prompts) > 1 else None  # a row for each prompt
+        prompts = [prompt for prompt in prompts for _ in range(n)]
+        n = len(prompts)
     editing = {}
     if image is not None or mask is not None:
         editing = dict(image=open_image(image), strength=strength, mask=open_image(mask))
@@ -153,7 +158,7 @@ def generate(
     else:
         states = artist.states(prompts, n, steps, generator, guidance, negative, **editing)
         states = list(tqdm(states, total=steps, unit="step", delay=0.1))
-        frames = [image_grid(artist.decode(state.x_start)) for state in states]
+        frames = [image_grid(artist.decode(state.x_start), columns) for state in states]
         images = artist.decode(states[-1].x).cpu()
         save_gif(animate, frames)
     sheets = [images] if grid else images.split(1)
@@ -161,8 +166,8 @@ def generate(
         path = out if len(sheets) == 1 else out.with_stem(f"{out.stem}-{i}")
         scale, gap = (4, 0) if len(sheet) == 1 else (2, 2)
         with replacing(path) as temporary:
-            image_grid(sheet, scale=scale, gap=gap).save(temporary)
-    what = f"{n} image{'s' * (n > 1)} of {model}" + (f": {prompt!r}" if prompt else "")
+            image_grid(sheet, columns if grid else None, scale, gap).save(temporary)
+    what = f"{n} image{'s' * (n > 1)} of {model}{asked}"
     typer.echo(f"{out}: {what}, seed {seed}, {steps} steps of {artist.sampler}")
 
 

@@ -28,6 +28,7 @@ from minisd.metrics import (
     class_embeddings,
     clip_scores,
     frechet_distance,
+    frechet_interval,
     in_batches,
     judge_accuracies,
     judge_accuracy,
@@ -273,9 +274,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     )
     cosines = {kind: torch.cat(values).mean() for kind, values in pairs.items()}
     generator = torch.Generator().manual_seed(settings.seed)
-    low, high = bootstrap_interval(
-        lambda rows: frechet_distance(rows, truth), drawn, generator=generator
-    )
+    low, high = frechet_interval(drawn, truth, generator)
     return {
         "samples": f"{settings.n:,} full captions of each kind, {how}; judge {name}",
         **scores,

@@ -29,6 +29,7 @@ from minisd.metrics import (
     class_embeddings,
     clip_scores,
     frechet_distance,
+    frechet_interval,
     in_batches,
     judge_accuracies,
     judge_accuracy,
@@ -188,6 +189,19 @@ def test_bootstrap_is_a_function_of_its_generator(generator):
         for seed in (1, 1, 2)
     ]
     assert intervals[0] == intervals[1] != intervals[2]
+
+
+def test_the_interval_of_fid_lies_around_it():
+    generator = torch.Generator().manual_seed(0)
+    few, real = torch.randn(2, 60, 24, generator=generator)
+    value = frechet_distance(few, real)
+    plain = bootstrap_interval(
+        lambda rows: frechet_distance(rows, real), few, generator=torch.Generator().manual_seed(1)
+    )
+    low, high = frechet_interval(few, real, torch.Generator().manual_seed(1))
+    assert low < value < high
+    assert plain[0] > value  # so few samples that the bias is larger than the spread
+    assert high - low == pytest.approx(plain[1] - plain[0])
 
 
 def test_in_batches_is_one_call():

@@ -531,6 +531,20 @@ def test_generate_writes_a_sheet_or_single_pictures(command, tmp_path, labels):
     assert command(*arguments)[0] == 0 and (tmp_path / "x.png").exists()
 
 
+def test_generate_draws_a_row_for_each_prompt(command, labels):
+    sheets = []
+    for prompts in (("7", "3"), ("7", "7")):
+        status, out, _ = command("generate", labels, *prompts, "-n", 3, "--steps", 2, "-o", "x.png")
+        asked = ", ".join(map(repr, prompts))
+        assert status == 0 and out.startswith(f"x.png: 6 images of {labels}: {asked}, seed 0")
+        sheets.append(np.asarray(Image.open("x.png")))
+    mixed, sevens = sheets
+    half = len(mixed) // 2
+    assert mixed.shape == (half * 2, half * 3)
+    assert np.array_equal(mixed[:half], sevens[:half])
+    assert not np.array_equal(mixed[half:], sevens[half:])
+
+
 def test_generate_animates_the_way(command, tmp_path, labels):
     status, _, _ = command(
         "generate", labels, "7", "--steps", 4, "-o", "x.png", "--animate", "x.gif"
