@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd import StableDiffusionPipeline, full_size
-from minisd.artist import best_device
+from minisd.device import best_device
 from minisd.notebook import peak_memory
 
 PROMPT = "An image of Angkor with a sunset sky."

@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
-from minisd.artist import best_device
-from minisd.cards import commit, machine, processor, write_card
+from minisd.cards import commit, machine, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from minisd.conditioning import captioned_images, labelled_images, widened, with_maps
 from minisd.data.captioned import Captioned, Latents, Mapped
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, LAYERS, Postcards
+from minisd.device import best_device, processor
 from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
 from minisd.losses import autoencoder_loss
