@@ -117,10 +117,11 @@ def overlaps(maps_a: Tensor, maps_b: Tensor, labels: int) -> Tensor:
 def mean_iou(counts: Tensor) -> float:
     """Return the mean over labels of intersection over union, from `overlaps` (n,labels,2).
 
-    Pixels of all n pictures count together, as in Everingham et al. 2010.
+    Pixels of all n pictures count together, as in Everingham et al. 2010; a label that is nowhere
+    does not count.
     """
     both, either = counts.sum(dim=0).double().unbind(dim=-1)
-    return float((both / either).mean())
+    return float((both / either).nanmean())
 
 
 def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:
