@@ -67,7 +67,7 @@ def map_channels(maps: Tensor, labels: int, factor: int) -> Tensor:
     One channel for each label and each pixel of a cell, 1 where that label is: nothing is lost.
     Raises ValueError for what is no such map.
     """
-    if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3:
+    if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3 or not maps.numel():
         raise ValueError(
             f"a map must be (h, w) whole numbers, got {maps.dtype} {tuple(maps.shape[1:])}"
         )

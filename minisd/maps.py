@@ -24,7 +24,7 @@ TABLE = torch.tensor([list(bytes.fromhex(colour[1:])) for colour in COLOURS.valu
 
 def paint_maps(maps: Tensor) -> Tensor:
     """Show maps (b,h,w) as pictures (b,3,h,w) in [-1,1], in COLOURS."""
-    return (TABLE[maps] / 127.5 - 1).movedim(-1, 1)
+    return (TABLE[maps.long()] / 127.5 - 1).movedim(-1, 1)
 
 
 def read_map(picture: Image.Image) -> Tensor:
@@ -79,9 +79,11 @@ class MapPipeline(StableDiffusionPipeline):
         if maps is not None:
             beside = map_channels(maps, self.labels, self.vae.config.downscale)
         seeing = Concatenation(self.unet, beside.to(self.device, self.dtype))
-        return StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             self.tokenizer, self.text_encoder, seeing, self.vae, self.scheduler
         )
+        pipeline.vae_slicing, pipeline.offload_device = self.vae_slicing, self.offload_device
+        return pipeline
 
     def denoise(
         self, *arguments: Any, semantic_map: Tensor | None = None, **settings: Any

@@ -102,11 +102,11 @@ def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("
     try:
         root = snapshot_download(str(name), allow_patterns=[prefix + p for p in patterns])
     except Exception as error:  # the hub's client raises some twenty unrelated types
-        reason = " ".join(str(error).split())
+        reason, terms = " ".join(str(error).split()).removesuffix("."), TERMS.get(str(name))
         raise ValueError(
-            f"cannot download {name} from the hub: {reason} {TERMS.get(str(name), '')} Without a "
-            f"network, put a copy of its folder in {copies()[0] / name}, or anywhere, and give its "
-            "path."
+            f"cannot download {name} from the hub: {reason}. {f'{terms} ' if terms else ''}Without "
+            f"a network, put a copy of its folder in {copies()[0] / name}, or anywhere, and give "
+            "its path."
         ) from error
     if not (Path(root) / subfolder).is_dir():
         raise ValueError(f"{name}, as it is in {root}, has no subfolder {subfolder!r}")
@@ -195,8 +195,6 @@ class Pretrained:
             files = [file.replace(".safetensors", f".{variant}.safetensors") for file in files]
         folder = locate(name, subfolder, ("config.json", *files))
         raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict):
-            raise ValueError(f"{folder / 'config.json'} must hold one JSON object")
 
         # diffusers names its class, transformers a list of one; minisd's own files neither
         class_name = raw.get("_class_name") or (raw.get("architectures") or [None])[0]
@@ -227,8 +225,7 @@ class Pretrained:
         `dtype` changes the precision of what is stored, `format="diffusers"` the names. Raises
         ValueError for an unknown format or a folder that cannot be written.
         """
-        if format not in ("minisd", "diffusers"):
-            raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
+        check_format(format)
         if format == "diffusers" and self.diffusers_format is None:
             raise ValueError(f"diffusers has no counterpart of {type(self).__name__}")
         tensors = {key: t.detach().to(dtype=dtype).cpu() for key, t in self.state_dict().items()}
@@ -247,6 +244,12 @@ class Pretrained:
     def diffusers_names(self) -> dict[str, str]:
         """Return minisd's name -> diffusers' name for every tensor of this model."""
         return self.diffusers_format.key_map(self.config, self.state_dict())
+
+
+def check_format(format: str) -> None:
+    """Raise ValueError unless `format` is one in which models are saved."""
+    if format not in ("minisd", "diffusers"):
+        raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
 
 
 def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:

@@ -24,7 +24,9 @@ def pipe():
 
 def images(pipe, prompt="a red house", semantic_map=None, **settings):
     settings = SETTINGS | settings
-    return pipe(prompt, generator=seeded(), semantic_map=semantic_map, **settings).images
+    if semantic_map is not None:
+        settings["semantic_map"] = semantic_map
+    return pipe(prompt, generator=seeded(), **settings).images
 
 
 def test_a_map_survives_being_painted(tmp_path):
@@ -34,6 +36,7 @@ def test_a_map_survives_being_painted(tmp_path):
     assert torch.equal(read_map(Image.open(tmp_path / "map.png")), MAPS[1])
     indexed = Image.open(tmp_path / "map.png").convert("P", palette=Image.Palette.ADAPTIVE)
     assert torch.equal(read_map(indexed), MAPS[1])
+    assert torch.equal(paint_maps(MAPS.to(torch.uint8)), painted)
 
 
 def test_a_colour_that_no_label_has_is_named():
@@ -61,6 +64,30 @@ def test_one_map_serves_all_pictures_and_several_one_each(pipe):
         for pictures, labels in ((both, MAPS[0]), (own, MAPS[i])):
             alone = images(pipe, prompt, labels, latents=noise[i : i + 1])
             assert (pictures[i] - alone[0]).abs().max() < 1e-5
+
+
+def test_maps_are_for_all_pictures_or_one_for_each(pipe):
+    reading = pipe.reading(MAPS[:2])
+    for settings in (dict(num_images_per_prompt=2), dict(num_images_per_prompt=3)):
+        with pytest.raises(ValueError, match="cannot share what is beside 2"):
+            images(reading, ["a red house", "a night"], **settings)
+    with pytest.raises(ValueError, match="6 pictures cannot share what is beside 2"):
+        images(reading, ["a red house"] * 3)
+
+
+def test_how_it_saves_memory_is_not_forgotten_with_a_map():
+    pipe, sizes = tiny_pipeline(MapPipeline, beside=64), []
+    wanted = images(pipe, ["a red house", "a night"], MAPS[0])
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    pipe.enable_vae_slicing()
+    pipe.enable_model_cpu_offload("cpu")
+    assert pipe.reading(MAPS[:1]).device == pipe.device == torch.device("cpu")
+    assert (images(pipe, ["a red house", "a night"], MAPS[0]) - wanted).abs().max() < 1e-5
+    assert sizes == [1, 1] and pipe.on_card is pipe.vae.decoder
+
+
+def test_its_own_latents_are_those_of_its_pictures(pipe):
+    assert pipe.latent_shape(2, 32, 16) == (2, 4, 8, 4)
 
 
 def test_the_loop_can_be_watched_with_a_map(pipe):
