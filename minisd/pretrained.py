@@ -202,19 +202,23 @@ class Pretrained:
         if is_foreign:
             if foreign is None or class_name not in foreign.class_names:
                 raise ValueError(f"{folder} holds a {class_name}, not a {cls.__name__}")
-            raw = foreign.read_config(raw)
+            try:
+                raw = foreign.read_config(raw)
+            except KeyError as error:
+                raise ValueError(f"{folder / 'config.json'} has no {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{folder / 'config.json'}: {error}") from None
         config = build_config(cls.config_class, raw, folder / "config.json")
         path = folder / files[is_foreign]
         tensors = read_tensors(path, torch_dtype)
 
         with torch.device("meta"), Unfilled():  # shapes without memory: the file brings the numbers
             model = cls(config)
+        names = {key: key for key in model.state_dict()}
         if is_foreign:
-            names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
-            tensors = foreign.upgrade(tensors)
-            tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
-        check_fit(model, tensors, path)
-        model.load_state_dict(tensors, assign=True)
+            names, tensors = model.diffusers_names(), foreign.upgrade(tensors)
+        check_fit(model, names, tensors, path)
+        model.load_state_dict({ours: tensors[name] for ours, name in names.items()}, assign=True)
         return model.eval()
 
     def save_pretrained(
@@ -252,9 +256,14 @@ def check_format(format: str) -> None:
         raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
 
 
-def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
-    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped."""
-    wanted = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+def check_fit(
+    model: nn.Module, names: dict[str, str], tensors: dict[str, Tensor], source: str | Path
+) -> None:
+    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped.
+
+    `names` says what the model's tensors are called in the file.
+    """
+    wanted = {names[key]: tuple(t.shape) for key, t in model.state_dict().items()}
     given = {key: tuple(t.shape) for key, t in tensors.items()}
     problems = (
         [f"missing {key}" for key in wanted.keys() - given.keys()]
@@ -266,5 +275,6 @@ def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) 
         ]
     )
     if problems:
-        shown = "; ".join(sorted(problems)[:3])
-        raise ValueError(f"{source} does not fit the model: {len(problems)} problems ({shown} ...)")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        first = "; ".join(sorted(problems)[:3])
+        raise ValueError(f"{source} does not fit the model: {first}{more}")
