@@ -60,13 +60,13 @@ class MapPipeline(StableDiffusionPipeline):
         scheduler: Scheduler,
     ):
         cell, own = vae.config.downscale**2, vae.config.latent_channels
-        self.labels, rest = divmod(unet.config.in_channels - own, cell)
-        if rest or self.labels < 2:
+        self.num_labels, rest = divmod(unet.config.in_channels - own, cell)
+        if rest or self.num_labels < 2:
             raise ValueError(
                 f"a map of k labels needs {own} + k x {cell} input channels, with k at least 2: "
                 f"the U-Net has {unet.config.in_channels}"
             )
-        self.nothing = torch.zeros(1, self.labels * cell, 1, 1)
+        self.nothing = torch.zeros(1, self.num_labels * cell, 1, 1)
         super().__init__(tokenizer, text_encoder, Concatenation(unet, self.nothing), vae, scheduler)
         self.unet = unet
 
@@ -77,7 +77,7 @@ class MapPipeline(StableDiffusionPipeline):
         """
         beside = self.nothing
         if maps is not None:
-            beside = map_channels(maps, self.labels, self.vae.config.downscale)
+            beside = map_channels(maps, self.num_labels, self.vae.config.downscale)
         seeing = Concatenation(self.unet, beside.to(self.device, self.dtype))
         pipeline = StableDiffusionPipeline(
             self.tokenizer, self.text_encoder, seeing, self.vae, self.scheduler

@@ -110,7 +110,7 @@ def test_a_map_goes_together_with_a_picture_and_a_mask(pipe):
 def test_it_is_saved_and_loaded_with_its_kind(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = MapPipeline.from_pretrained(tmp_path)
-    assert again.unet.config == pipe.unet.config and again.labels == 4
+    assert again.unet.config == pipe.unet.config and again.num_labels == 4
     assert torch.equal(images(again, semantic_map=MAPS[0]), images(pipe, semantic_map=MAPS[0]))
     with pytest.raises(ValueError, match="holds a MapPipeline, not a StableDiffusionPipeline"):
         StableDiffusionPipeline.from_pretrained(tmp_path)
