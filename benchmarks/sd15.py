@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from minisd import StableDiffusionPipeline, full_size
-from minisd.artist import best_device
+from minisd.device import best_device
 from minisd.notebook import peak_memory
 
 PROMPT = "An image of Angkor with a sunset sky."
 LIBRARIES = "minisd", "diffusers"
 LOADING = """
 import json, sys, time
-library, folder, dtype, variant = sys.argv[1:]
+library, folder, dtype = sys.argv[1:]
 import torch
 from minisd.notebook import peak_memory
 if library == "minisd":
@@ -47,7 +47,7 @@ else:
     settings = dict(safety_checker=None, requires_safety_checker=False)
 before, start = peak_memory(), time.perf_counter()
 pipe = StableDiffusionPipeline.from_pretrained(
-    folder, torch_dtype=getattr(torch, dtype), variant=variant or None, **settings
+    folder, torch_dtype=getattr(torch, dtype), **settings
 )
 tensors = [t for n in (pipe.text_encoder, pipe.unet, pipe.vae) for t in n.state_dict().values()]
 total = sum(float(t.sum()) for t in tensors)
@@ -156,11 +156,11 @@ def compare(calls: dict[str, Callable], device: torch.device, repeats: int) -> d
     return row
 
 
-def loading(folder: Path, dtype: str, variant: str) -> dict:
+def loading(folder: Path, dtype: str) -> dict:
     """Load the folder with each library, in a process of its own."""
     row, memory = {}, {}
     for name in LIBRARIES:
-        command = [sys.executable, "-W", "ignore", "-c", LOADING, name, str(folder), dtype, variant]
+        command = [sys.executable, "-W", "ignore", "-c", LOADING, name, str(folder), dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
@@ -225,7 +225,7 @@ def main() -> None:
                 getattr(pipe, part).save_pretrained(folder / part, *settings)
         else:
             pipe.save_pretrained(folder, format="diffusers")
-            rows["loading, every weight read"] = loading(folder, name, "")
+            rows["loading, every weight read"] = loading(folder, name)
         gc.collect()
         layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
         pipe.to(device).to(memory_format=layout)

@@ -20,11 +20,10 @@ import torch
 from tqdm import tqdm
 
 from minisd import CLIPTextModel, DPMSolverMultistepScheduler, UNet, UNetConfig
-from minisd.artist import best_device
-from minisd.cards import device_name
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import JUDGED, Postcards
+from minisd.device import best_device, device_name
 from minisd.evaluation import POSTCARDS_JUDGE, SPLITS, UNSEEN_SEED
 from minisd.files import read_json, write_json
 from minisd.metrics import Judge, in_batches, judge_answers

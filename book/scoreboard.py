@@ -24,11 +24,13 @@ again.
 - **Score.** Of a judge: the share of unseen real pictures that it reads right. Of a model that
   draws: the share of its pictures in which a judge sees what was asked, or the {{term}}`FID` in the
   features of that judge, which compares with no value measured elsewhere. Of the autoencoder: how
-  well unseen postcards come back. *Held-out* are combinations of subject, colour and sky that no
-  model but the judge was trained on.
+  well unseen postcards come back. Of the segmenter, and of what is drawn from maps: the mean
+  {{term}}`IoU` with the true map. *Held-out* are combinations of subject, colour and sky that no
+  model but the judge and the segmenter was trained on.
 - **95 % interval.** Wilson's for shares, the bootstrap over pictures otherwise. It covers the luck
   of the samples, not that of the training: every model here is one run with one seed.
-- **Training.** Wall-clock time from nothing, of this model alone; {machines}.
+- **Training.** Wall-clock time of this model alone, from nothing (`postcards-maps` from
+  `postcards`); {machines}.
 - **Seconds per picture.** One picture alone, from its prompt to its pixels, the model loaded;
   median of five on the machine that scored it.
 

@@ -56,8 +56,8 @@ class Artist:
         is `image`, `strength` and `mask` of StableDiffusionPipeline. Raises ValueError for what the
         model cannot read.
         """
-        self.check_prompts(prompts, n, negative)
         self.check_maps(maps, n)
+        self.check_prompts(prompts, n, negative)
         if self.pipeline is not None:
             pipeline = self.pipeline if maps is None else self.pipeline.reading(maps)
             pipeline.scheduler = self.scheduler
@@ -136,10 +136,3 @@ class Artist:
             if not prompt.isdecimal() or int(prompt) >= n:
                 raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")
         return label_context(torch.tensor([*map(int, prompts)], device=self.device), n)
-
-
-def best_device() -> torch.device:
-    """Return cuda, else mps, else cpu."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,14 +1,12 @@
 """Chapter 4: the card of a trained model, which says how it was made and how good it is."""
 
-import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
+from minisd.device import device_name
 from minisd.files import read_json, replacing, write_json
 
 
@@ -75,16 +73,6 @@ def machine(accelerator: Accelerator) -> str:
     """Name the machine that a run used."""
     name = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
-
-
-def device_name(device: torch.device) -> str:
-    """Name the device that computes: a GPU, or the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def processor() -> str:
-    """Name the processor that this process runs on."""
-    return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
 def commit() -> str:

@@ -119,7 +119,8 @@ def generate(
     ] = None,
 ) -> None:
     """Draw images, and save them as one grid, or one by one; each prompt has a row of its own."""
-    from minisd.artist import Artist, best_device
+    from minisd.artist import Artist
+    from minisd.device import best_device
     from minisd.files import replacing, writable_folder
     from minisd.maps import read_map
     from minisd.plots import image_grid, save_gif
@@ -205,6 +206,8 @@ def evaluate(
     scores = {} if only_speed else recipe.evaluate(folder, settings)
     if save or only_speed:
         scores |= speed(folder, settings)
+    if not scores:
+        raise ValueError(f"{model} does not draw: there is nothing to time")
     for name, value in scores.items():
         typer.echo(f"{name}: {value}")
     if save:
@@ -229,7 +232,7 @@ def info(
         return
     for recipe in RECIPES.values():
         shipped = "bundled" if recipe.name in bundled() else "not bundled"
-        typer.echo(f"{recipe.name:16} {shipped:12} {recipe.summary}")
+        typer.echo(f"{recipe.name:20} {shipped:12} {recipe.summary}")
 
 
 def open_image(path: Path | None) -> "Image.Image | None":

@@ -61,29 +61,28 @@ def captioned_images(text_encoder: CLIPTextModel, empty_ids: Tensor, drop: float
     return prepare
 
 
-def map_channels(maps: Tensor, labels: int, factor: int) -> Tensor:
-    """Bring maps (b,h,w) of labels to the latents' grid: (b, labels factor^2, h/factor, w/factor).
+def map_channels(maps: Tensor, num_labels: int, factor: int) -> Tensor:
+    """Bring maps (b,h,w) of labels to the latents' grid: (b, k factor^2, h/factor, w/factor).
 
     One channel for each label and each pixel of a cell, 1 where that label is: nothing is lost.
     Raises ValueError for what is no such map.
     """
-    if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3:
+    if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3 or not maps.numel():
         raise ValueError(
             f"a map must be (h, w) whole numbers, got {maps.dtype} {tuple(maps.shape[1:])}"
         )
-    if maps.min() < 0 or maps.max() >= labels:
-        raise ValueError(
-            f"a map holds the labels 0 to {labels - 1}, got {int(maps.min())} to {int(maps.max())}"
-        )
+    if maps.min() < 0 or maps.max() >= num_labels:
+        low, high = int(maps.min()), int(maps.max())
+        raise ValueError(f"a map holds the labels 0 to {num_labels - 1}, got {low} to {high}")
     if maps.shape[1] % factor or maps.shape[2] % factor:
         h, w = maps.shape[1:]
         raise ValueError(f"height and width must be multiples of {factor}, got a map of {h} x {w}")
-    one_hot = F.one_hot(maps.long(), labels).movedim(-1, 1).float()  # (b, labels, h, w)
+    one_hot = F.one_hot(maps.long(), num_labels).movedim(-1, 1).float()  # (b,k,h,w)
     return F.pixel_unshuffle(one_hot, factor)  # b k (h p) (w q) -> b (k p q) h w
 
 
 def with_maps(
-    loss_function: LossFunction, labels: int, factor: int, drop: float = 0.1
+    loss_function: LossFunction, num_labels: int, factor: int, drop: float = 0.1
 ) -> LossFunction:
     """Return the same loss for a U-Net that sees maps as well, the last entry (b,h,w) of a batch.
 
@@ -92,7 +91,7 @@ def with_maps(
 
     def loss(model: nn.Module, batch: list[Any], generator: torch.Generator) -> Tensor:
         *rest, maps = batch
-        beside = map_channels(maps, labels, factor)
+        beside = map_channels(maps, num_labels, factor)
         forgotten = forget(len(maps), drop, generator)[:, :, None, None]
         seeing = Concatenation(model, beside.masked_fill(forgotten, 0.0))
         return loss_function(seeing, rest, generator)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.artist import Artist, best_device
-from minisd.cards import device_name
+from minisd.artist import Artist
 from minisd.clip import CLIP
 from minisd.data.digits import digits
 from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
+from minisd.device import best_device, device_name
 from minisd.metrics import (
     Accuracy,
     Judge,
@@ -80,12 +80,17 @@ class Drawn(NamedTuple):
     how: str
 
 
-def draw(folder: Path, settings: EvaluationSettings, prompts: list[str] | None = None) -> Drawn:
-    """Let the model in `folder` draw, one picture for each prompt."""
+def draw(
+    folder: Path,
+    settings: EvaluationSettings,
+    prompts: list[str] | None = None,
+    maps: Tensor | None = None,
+) -> Drawn:
+    """Let the model in `folder` draw, one picture for each prompt, and each map (n,h,w) if any."""
     artist = Artist(str(folder), settings.sampler, best_device())
     generator = torch.Generator(artist.device).manual_seed(settings.seed)
     n = settings.n if prompts is None else len(prompts)
-    batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance)
+    batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance, maps=maps)
     images = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
     how = f"seed {settings.seed}, {settings.steps} steps of {artist.sampler}"
     if prompts is not None:
@@ -231,7 +236,7 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images = data.images()
-        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+        decoded = reconstructed(vae, images)
         decibels, similarity = psnr(decoded, images), ssim(decoded, images)
         scores[f"PSNR, {settings.n:,} postcards, {name}"] = mean_in_words(decibels, 2, " dB")
         scores[f"SSIM, {settings.n:,} postcards, {name}"] = mean_in_words(similarity, 4)
@@ -239,6 +244,11 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
     latents = in_batches(vae.encode, images)
     return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
+
+
+def reconstructed(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return images (n,3,h,w) in [-1,1] after the way through the autoencoder and back."""
+    return in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
 
 
 def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
@@ -351,16 +361,10 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, segmenter = Judge.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
-    artist = Artist(str(folder), settings.sampler, best_device())
-    vae, generator = artist.pipeline.vae, torch.Generator(artist.device).manual_seed(settings.seed)
-    scores: Scores = {
-        "samples": f"{settings.n:,} of each kind, seed {settings.seed}, {settings.steps} steps of "
-        f"{artist.sampler}, guidance {settings.guidance:g}; judge {name}"
-    }
+    vae, scores = AutoencoderKL.from_pretrained(folder, "vae"), {}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
-        images, maps = data.images().to(artist.device), data.masks()
-        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images).cpu()
+        maps, decoded = data.masks(), reconstructed(vae, data.images())
         scores[f"real postcards, decoded: {MEAN_IOU}, {words}"] = iou(
             segment(segmenter, decoded), maps, settings.seed
         )
@@ -369,10 +373,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
             ("map alone", [""] * settings.n, maps, ("subject", "place")),
             ("caption alone", data.full_captions, None, ("", *judge.heads)),
         ):
-            batches = artist.draw(
-                captions, settings.n, settings.steps, generator, settings.guidance, maps=given
-            )
-            drawn = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
+            drawn, how = draw(folder, settings, captions, given)
             right = judge_answers(judge, drawn) == data.labels
             shares = shares_of_right(EVERYTHING, judge, right, words)
             for question in settled:
@@ -380,4 +381,4 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
                 scores[f"{title}: {question}"] = shares[question]
             found = segment(segmenter, drawn)
             scores[f"{title}: {MEAN_IOU}, {words}"] = iou(found, maps, settings.seed)
-    return scores
+    return {"samples": f"{settings.n:,} of each kind, {how}; judge {name}", **scores}

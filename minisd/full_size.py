@@ -14,8 +14,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from minisd.artist import best_device
 from minisd.clip import CLIPTextConfig, CLIPTextModel
+from minisd.device import best_device
 from minisd.pretrained import SD15, Pretrained, Unfilled, copies
 from minisd.schedulers import PNDMScheduler
 from minisd.stable_diffusion import StableDiffusionPipeline

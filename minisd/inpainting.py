@@ -17,8 +17,9 @@ from minisd.evaluation import (
     EvaluationSettings,
     Scores,
     in_words,
+    reconstructed,
 )
-from minisd.metrics import Accuracy, Judge, bootstrap_interval, in_batches, judge_answers
+from minisd.metrics import Accuracy, Judge, bootstrap_interval, judge_answers
 from minisd.stable_diffusion import StableDiffusionPipeline
 
 
@@ -42,7 +43,7 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
         for image, box, scene in jobs
     ]
     drawn = torch.cat(drawn)
-    decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+    decoded = reconstructed(vae, images)
     labels = data.labels.clone()
     labels[:, 0] = asked.subject
     right = judge_answers(judge, drawn) == labels

@@ -1,7 +1,8 @@
 """Chapter 11: semantic maps of postcards, and the pipeline that draws what a map says."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from minisd.clip import CLIPTextModel
 from minisd.conditioning import map_channels
 from minisd.data.postcards import LAYERS
+from minisd.files import read_json
 from minisd.pipeline import Concatenation, DenoisingState
-from minisd.schedulers import Scheduler
-from minisd.stable_diffusion import PipelineOutput, StableDiffusionPipeline
+from minisd.pretrained import locate
+from minisd.schedulers import Scheduler, load_scheduler
+from minisd.stable_diffusion import INDEX, PipelineOutput, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
@@ -24,7 +27,7 @@ TABLE = torch.tensor([list(bytes.fromhex(colour[1:])) for colour in COLOURS.valu
 
 def paint_maps(maps: Tensor) -> Tensor:
     """Show maps (b,h,w) as pictures (b,3,h,w) in [-1,1], in COLOURS."""
-    return (TABLE[maps] / 127.5 - 1).movedim(-1, 1)
+    return (TABLE[maps.long()] / 127.5 - 1).movedim(-1, 1)
 
 
 def read_map(picture: Image.Image) -> Tensor:
@@ -60,15 +63,35 @@ class MapPipeline(StableDiffusionPipeline):
         scheduler: Scheduler,
     ):
         cell, own = vae.config.downscale**2, vae.config.latent_channels
-        self.labels, rest = divmod(unet.config.in_channels - own, cell)
-        if rest or self.labels < 2:
+        self.num_labels, rest = divmod(unet.config.in_channels - own, cell)
+        if rest or self.num_labels < 2:
             raise ValueError(
                 f"a map of k labels needs {own} + k x {cell} input channels, with k at least 2: "
                 f"the U-Net has {unet.config.in_channels}"
             )
-        self.nothing = torch.zeros(1, self.labels * cell, 1, 1)
+        self.nothing = torch.zeros(1, self.num_labels * cell, 1, 1)
         super().__init__(tokenizer, text_encoder, Concatenation(unet, self.nothing), vae, scheduler)
         self.unet = unet
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+    ) -> Self:
+        """Load a folder; see StableDiffusionPipeline.
+
+        If it holds only a U-Net and a scheduler, the other parts are those of the `system` that
+        its index names.
+        """
+        system = read_json(locate(name, "", (INDEX,)) / INDEX).get("system")
+        if system is None:
+            return super().from_pretrained(name, torch_dtype, variant)
+        own = StableDiffusionPipeline.from_pretrained(system, torch_dtype, variant)
+        unet = UNet.from_pretrained(name, "unet", torch_dtype, variant)
+        scheduler = load_scheduler(name, "scheduler")
+        return cls(own.tokenizer, own.text_encoder, unet, own.vae, scheduler)
 
     def reading(self, maps: Tensor | None) -> StableDiffusionPipeline:
         """Return the pipeline of the same parts that has these maps before its eyes.
@@ -77,11 +100,13 @@ class MapPipeline(StableDiffusionPipeline):
         """
         beside = self.nothing
         if maps is not None:
-            beside = map_channels(maps, self.labels, self.vae.config.downscale)
+            beside = map_channels(maps, self.num_labels, self.vae.config.downscale)
         seeing = Concatenation(self.unet, beside.to(self.device, self.dtype))
-        return StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             self.tokenizer, self.text_encoder, seeing, self.vae, self.scheduler
         )
+        pipeline.vae_slicing, pipeline.offload_device = self.vae_slicing, self.offload_device
+        return pipeline
 
     def denoise(
         self, *arguments: Any, semantic_map: Tensor | None = None, **settings: Any

@@ -108,19 +108,20 @@ def segment(unet: UNet, images: Tensor) -> Tensor:
     return in_batches(lambda batch: unet(batch, 0).argmax(dim=1), images, batch_size=100)
 
 
-def overlaps(maps_a: Tensor, maps_b: Tensor, labels: int) -> Tensor:
-    """Count the pixels of each label in both and in either of two maps (n,h,w): (n,labels,2)."""
-    a, b = (F.one_hot(maps, labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,labels)
+def overlaps(maps_a: Tensor, maps_b: Tensor, num_labels: int) -> Tensor:
+    """Count the pixels of each of k labels in both and in either of two maps (n,h,w): (n,k,2)."""
+    a, b = (F.one_hot(maps, num_labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,k)
     return torch.stack([(a & b).sum(dim=(1, 2)), (a | b).sum(dim=(1, 2))], dim=-1)
 
 
 def mean_iou(counts: Tensor) -> float:
-    """Return the mean over labels of intersection over union, from `overlaps` (n,labels,2).
+    """Return the mean over labels of intersection over union, from `overlaps` (n,k,2).
 
-    Pixels of all n pictures count together, as in Everingham et al. 2010.
+    Pixels of all n pictures count together, as in Everingham et al. 2010; a label that is nowhere
+    does not count.
     """
     both, either = counts.sum(dim=0).double().unbind(dim=-1)
-    return float((both / either).mean())
+    return float((both / either).nanmean())
 
 
 def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -130,7 +130,7 @@ class Concatenation(nn.Module):
                 "a map must be as large as its picture"
             )
         copies, rest = divmod(len(x), len(self.beside))  # guidance asks for each picture twice
-        if rest:
+        if rest or copies > 2 and len(self.beside) > 1:
             raise ValueError(f"{len(x)} pictures cannot share what is beside {len(self.beside)}")
         beside = self.beside.repeat(copies, 1, 1, 1).expand(-1, -1, *size)
         return self.unet(torch.cat([x, beside], dim=1), t, context)

@@ -102,11 +102,11 @@ def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("
     try:
         root = snapshot_download(str(name), allow_patterns=[prefix + p for p in patterns])
     except Exception as error:  # the hub's client raises some twenty unrelated types
-        reason = " ".join(str(error).split())
+        reason, terms = " ".join(str(error).split()).removesuffix("."), TERMS.get(str(name))
         raise ValueError(
-            f"cannot download {name} from the hub: {reason} {TERMS.get(str(name), '')} Without a "
-            f"network, put a copy of its folder in {copies()[0] / name}, or anywhere, and give its "
-            "path."
+            f"cannot download {name} from the hub: {reason}. {f'{terms} ' if terms else ''}Without "
+            f"a network, put a copy of its folder in {copies()[0] / name}, or anywhere, and give "
+            "its path."
         ) from error
     if not (Path(root) / subfolder).is_dir():
         raise ValueError(f"{name}, as it is in {root}, has no subfolder {subfolder!r}")
@@ -195,8 +195,6 @@ class Pretrained:
             files = [file.replace(".safetensors", f".{variant}.safetensors") for file in files]
         folder = locate(name, subfolder, ("config.json", *files))
         raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict):
-            raise ValueError(f"{folder / 'config.json'} must hold one JSON object")
 
         # diffusers names its class, transformers a list of one; minisd's own files neither
         class_name = raw.get("_class_name") or (raw.get("architectures") or [None])[0]
@@ -204,19 +202,23 @@ class Pretrained:
         if is_foreign:
             if foreign is None or class_name not in foreign.class_names:
                 raise ValueError(f"{folder} holds a {class_name}, not a {cls.__name__}")
-            raw = foreign.read_config(raw)
+            try:
+                raw = foreign.read_config(raw)
+            except KeyError as error:
+                raise ValueError(f"{folder / 'config.json'} has no {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{folder / 'config.json'}: {error}") from None
         config = build_config(cls.config_class, raw, folder / "config.json")
         path = folder / files[is_foreign]
         tensors = read_tensors(path, torch_dtype)
 
         with torch.device("meta"), Unfilled():  # shapes without memory: the file brings the numbers
             model = cls(config)
+        names = {key: key for key in model.state_dict()}
         if is_foreign:
-            names = {theirs: ours for ours, theirs in model.diffusers_names().items()}
-            tensors = foreign.upgrade(tensors)
-            tensors = {names.get(key, key): tensor for key, tensor in tensors.items()}
-        check_fit(model, tensors, path)
-        model.load_state_dict(tensors, assign=True)
+            names, tensors = model.diffusers_names(), foreign.upgrade(tensors)
+        check_fit(model, names, tensors, path)
+        model.load_state_dict({ours: tensors[name] for ours, name in names.items()}, assign=True)
         return model.eval()
 
     def save_pretrained(
@@ -227,8 +229,7 @@ class Pretrained:
         `dtype` changes the precision of what is stored, `format="diffusers"` the names. Raises
         ValueError for an unknown format or a folder that cannot be written.
         """
-        if format not in ("minisd", "diffusers"):
-            raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
+        check_format(format)
         if format == "diffusers" and self.diffusers_format is None:
             raise ValueError(f"diffusers has no counterpart of {type(self).__name__}")
         tensors = {key: t.detach().to(dtype=dtype).cpu() for key, t in self.state_dict().items()}
@@ -249,9 +250,20 @@ class Pretrained:
         return self.diffusers_format.key_map(self.config, self.state_dict())
 
 
-def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
-    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped."""
-    wanted = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+def check_format(format: str) -> None:
+    """Raise ValueError unless `format` is one in which models are saved."""
+    if format not in ("minisd", "diffusers"):
+        raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
+
+
+def check_fit(
+    model: nn.Module, names: dict[str, str], tensors: dict[str, Tensor], source: str | Path
+) -> None:
+    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped.
+
+    `names` says what the model's tensors are called in the file.
+    """
+    wanted = {names[key]: tuple(t.shape) for key, t in model.state_dict().items()}
     given = {key: tuple(t.shape) for key, t in tensors.items()}
     problems = (
         [f"missing {key}" for key in wanted.keys() - given.keys()]
@@ -263,5 +275,6 @@ def check_fit(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) 
         ]
     )
     if problems:
-        shown = "; ".join(sorted(problems)[:3])
-        raise ValueError(f"{source} does not fit the model: {len(problems)} problems ({shown} ...)")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        first = "; ".join(sorted(problems)[:3])
+        raise ValueError(f"{source} does not fit the model: {first}{more}")

@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,13 +14,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
-from minisd.artist import best_device
-from minisd.cards import commit, machine, processor, write_card
+from minisd.cards import commit, machine, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from minisd.conditioning import captioned_images, labelled_images, widened, with_maps
 from minisd.data.captioned import Captioned, Latents, Mapped
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, LAYERS, Postcards
+from minisd.device import best_device, processor
 from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
 from minisd.losses import autoencoder_loss
@@ -29,7 +28,7 @@ from minisd.maps import MapPipeline
 from minisd.metrics import Judge, JudgeConfig, judge_loss, segmenter_loss
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
-from minisd.stable_diffusion import StableDiffusionPipeline
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
     CHECKPOINT,
@@ -70,19 +69,19 @@ def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None
     save_model(scaled, folder, dataset)
 
 
-def save_pipeline(
-    unet: UNet,
-    folder: Path,
-    dataset: Dataset,
-    kind: type[StableDiffusionPipeline] = StableDiffusionPipeline,
-) -> None:
+def save_pipeline(unet: UNet, folder: Path, dataset: Dataset) -> None:
     """Save a trained U-Net together with everything that it needs to draw."""
     tokenizer, text_encoder, vae = frozen_parts()
-    sampler = DPMSolverMultistepScheduler.from_config(
-        POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
-    )
-    pipeline = kind(tokenizer, text_encoder, unet, vae, sampler)
+    pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, POSTCARDS_SAMPLER)
     pipeline.save_pretrained(folder, dtype=torch.float16)
+
+
+def save_beside_system(unet: UNet, folder: Path, dataset: Dataset) -> None:
+    """Save a trained U-Net that reads maps; all else is that of `postcards`."""
+    unet.save_pretrained(folder / "unet", dtype=torch.float16)
+    POSTCARDS_SAMPLER.save_pretrained(folder / "scheduler")
+    index = {"_class_name": MapPipeline.__name__, "system": evaluation.POSTCARDS}
+    write_json(folder / INDEX, index)
 
 
 @dataclass(frozen=True)
@@ -236,6 +235,9 @@ def postcards_maps_unet() -> UNet:
 DIGITS_SCHEDULER = DDPMScheduler()
 DIGITS_PROBABILITIES = timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2)
 POSTCARDS_SCHEDULER = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+POSTCARDS_SAMPLER = DPMSolverMultistepScheduler.from_config(
+    POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
+)
 POSTCARDS_PROBABILITIES = timestep_probabilities(
     POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
 )
@@ -398,7 +400,7 @@ RECIPES: dict[str, AnyRecipe] = {
             ),
             settings=replace(POSTCARDS_SETTINGS, steps=1200, learning_rate=2e-3),
             evaluate=evaluation.evaluate_postcards_maps,
-            save=partial(save_pipeline, kind=MapPipeline),
+            save=save_beside_system,
             product="model_index.json",
             samples=200,
             needs=(

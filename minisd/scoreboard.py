@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from minisd.evaluation import SECONDS
+from minisd.evaluation import MEAN_IOU, SECONDS
 from minisd.files import read_json
 from minisd.pretrained import CHECKPOINTS
 from minisd.recipes import RECIPES
@@ -36,6 +36,18 @@ HEADLINES = {  # of each model: what stands for it, and the name of that score, 
     "postcards": {
         "prompt accuracy, seen": "prompt accuracy, all attributes, seen combinations",
         "prompt accuracy, held-out": "prompt accuracy, all attributes, held-out combinations",
+    },
+    "postcards-segmenter": {
+        "mean IoU, seen": f"{MEAN_IOU}, *, seen combinations",
+        "mean IoU, held-out": f"{MEAN_IOU}, *, held-out combinations",
+    },
+    "postcards-maps": {
+        "prompt accuracy with a map, seen": "map and caption: all attributes, seen combinations",
+        "prompt accuracy with a map, held-out": (
+            "map and caption: all attributes, held-out combinations"
+        ),
+        "mean IoU with its map, seen": f"map and caption: {MEAN_IOU}, seen combinations",
+        "mean IoU with its map, held-out": f"map and caption: {MEAN_IOU}, held-out combinations",
     },
 }
 SYSTEM = "postcards"  # the model that is joined with the others it needs

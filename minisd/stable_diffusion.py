@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
 from minisd.editing import redraw
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
-from minisd.pretrained import locate
+from minisd.pretrained import check_format, locate
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -109,7 +109,9 @@ class StableDiffusionPipeline:
 
         `dtype` and `format` as in `Pretrained.save_pretrained`.
         """
+        check_format(format)
         folder = writable_folder(folder)
+        (folder / INDEX).unlink(missing_ok=True)  # until all is written, the folder is no pipeline
         self.tokenizer.save_pretrained(folder / "tokenizer", format)
         for part in ("text_encoder", "unet", "vae"):
             getattr(self, part).save_pretrained(folder / part, dtype, format)
@@ -147,18 +149,22 @@ class StableDiffusionPipeline:
         self.vae_slicing = True
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep the networks on the CPU, each on `device` from when it computes until the next does.
+        """Keep the networks on the CPU, each on `device` from when it computes until another does.
 
         The card then needs room for the U-Net alone; each picture waits for the transfers.
         """
-        from accelerate import cpu_offload_with_hook
-
-        hook, vae = None, self.vae
-        for network in (vae.encoder, self.text_encoder, self.unet, vae.decoder):
-            _, hook = cpu_offload_with_hook(network, device, hook)
-        for layer in (vae.quant_conv, vae.post_quant_conv):  # 100 numbers: they stay
+        self.offload_device, self.on_card = torch.device(device), None
+        for network in (self.text_encoder, self.vae.encoder, self.unet, self.vae.decoder):
+            network.to("cpu").register_forward_pre_hook(self.bring)
+        for layer in (self.vae.quant_conv, self.vae.post_quant_conv):  # 100 numbers: they stay
             layer.to(device)
-        self.offload_device = torch.device(device)
+
+    def bring(self, network: nn.Module, _: Any) -> None:
+        """Move a network to the card, and back the one that was there; see offloading."""
+        if network is not self.on_card:
+            if self.on_card is not None:
+                self.on_card.to("cpu")
+            self.on_card = network.to(self.offload_device)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
@@ -285,7 +291,7 @@ class StableDiffusionPipeline:
                 f"height and width must be multiples of {multiple}, got {height} and {width}"
             )
         down = self.vae.config.downscale
-        return b, self.unet.config.in_channels, height // down, width // down
+        return b, self.vae.config.latent_channels, height // down, width // down
 
     def make_noise(
         self, shape: tuple[int, ...], generator: torch.Generator | None, latents: Tensor | None
@@ -330,10 +336,12 @@ def as_tensor(picture: Picture, mode: str) -> Tensor:
     """Return a picture as (1,c,h,w) in [0,1]; PIL's are converted to `mode`, "RGB" or "L".
 
     A tensor may be (c,h,w), (1,c,h,w), or (h,w) if there is one channel. Raises ValueError for any
-    other, and for numbers outside [0,1].
+    other, for numbers outside [0,1], and for pictures of PIL with more than 8 bits a channel.
     """
     channels = len(mode)
     if isinstance(picture, Image.Image):
+        if picture.mode[0] in "IF":  # PIL would cut off what is above 255
+            raise ValueError(f"a picture must have 8 bits a channel, this one is {picture.mode}")
         array = np.asarray(picture.convert(mode), dtype="float32") / 255
         return torch.from_numpy(array).view(1, *picture.size[::-1], channels).permute(0, 3, 1, 2)
     if not isinstance(picture, Tensor) or picture.ndim not in (2, 3, 4):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minisd.files import read_json, read_text, replacing, writable_folder, write_json
-from minisd.pretrained import build_config, locate
+from minisd.pretrained import build_config, check_format, locate
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 ALL_IN_ONE = "tokenizer.json"  # what transformers 5 writes in place of the first two
@@ -218,8 +218,9 @@ class Tokenizer:
         """Write vocabulary, merges and settings, each whole or not at all.
 
         With `format="diffusers"` the settings are those of transformers' CLIPTokenizer. Raises
-        ValueError if this tokenizer does not cut texts as CLIP's does.
+        ValueError if this tokenizer does not cut texts as CLIP's does, or for an unknown format.
         """
+        check_format(format)
         settings = asdict(self.config)
         if format == "diffusers":
             settings = settings_for_clip(self.config)
@@ -314,20 +315,18 @@ def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dic
     """
     vocab_file, merges_file, config_file = (folder / file for file in FILES)
     if not vocab_file.is_file() and (folder / ALL_IN_ONE).is_file():
-        vocab_file = merges_file = folder / ALL_IN_ONE
+        merges_file = folder / ALL_IN_ONE
+        whole = read_json(merges_file)
         try:
-            vocab, merges = (read_json(vocab_file)["model"][key] for key in ("vocab", "merges"))
-        except (KeyError, TypeError):
-            raise ValueError(f"{vocab_file} holds no vocabulary with merges") from None
-        merges = [tuple(p.split(" ") if isinstance(p, str) else p) for p in merges]
+            vocab, merges = dict(whole["model"]["vocab"]), whole["model"]["merges"]
+            merges = [tuple(p.split(" ") if isinstance(p, str) else map(str, p)) for p in merges]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{merges_file} holds no vocabulary with merges") from None
     else:
         vocab = read_json(vocab_file)
         lines = read_text(merges_file).removesuffix("\n").split("\n")
         merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
     raw = read_json(config_file)
-    for path, value in ((config_file, raw), (vocab_file, vocab)):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path} must hold one JSON object")
     bad = next((pair for pair in merges if len(pair) != 2 or not all(pair)), None)
     if bad is not None:
         raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")

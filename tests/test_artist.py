@@ -93,6 +93,6 @@ def test_each_picture_has_its_map(tmp_path):
 def test_a_model_that_reads_no_maps(tmp_path, of_labels):
     tiny_pipeline().save_pretrained(tmp_path / "words")
     maps = Postcards("train", 1, size=32).masks()
-    for artist, prompt in ((of_labels, "0"), (Artist(tmp_path / "words"), "a tent")):
+    for artist, prompt in ((of_labels, "0"), (of_labels, ""), (Artist(tmp_path / "words"), "a")):
         with pytest.raises(ValueError, match="does not read maps"):
             next(artist.states([prompt], 1, 2, seeded(), maps=maps))

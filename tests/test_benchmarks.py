@@ -125,6 +125,7 @@ def test_inpainting_prints_one_table(monkeypatch, capsys):
     assert asked == [("postcards", 7)]
     assert capsys.readouterr().out.split() == ["another", "95", "%"]
 
+
 @pytest.mark.slow
 def test_full_size_is_measured_beside_diffusers_on_small_networks():
     """The whole script, with narrow layers: loading, each network, and a picture."""

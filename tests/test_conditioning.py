@@ -116,6 +116,7 @@ def test_a_cell_knows_the_pixels_in_it(dtype):
         (torch.zeros(1, 8, 8, dtype=torch.bool), "whole numbers, got torch.bool"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"must be \(h, w\)"),
         (torch.zeros(8, 8, dtype=torch.int64), r"must be \(h, w\)"),
+        (torch.zeros(1, 0, 8, dtype=torch.int64), r"got torch.int64 \(0, 8\)"),
         (torch.full((1, 8, 8), 4), "labels 0 to 3, got 4 to 4"),
         (torch.full((1, 8, 8), -1), "got -1 to -1"),
         (torch.zeros(1, 12, 8, dtype=torch.int64), "multiples of 8, got a map of 12 x 8"),

@@ -1,3 +1,4 @@
+import fnmatch
 import re
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from minisd.evaluation import (
 )
 from minisd.maps import MapPipeline
 from minisd.metrics import Judge, JudgeConfig
+from minisd.scoreboard import HEADLINES
 
 FEW = EvaluationSettings(n=6, steps=2)
 TWO = Judge(JudgeConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4))))
@@ -160,6 +162,8 @@ def test_a_segmenter_is_scored_label_by_label(tmp_path, monkeypatch):
     )
     scores = evaluate_postcards_segmenter(tmp_path, FEW)
     assert len(scores) == 10
+    for pattern in HEADLINES["postcards-segmenter"].values():
+        assert len(fnmatch.filter(scores, pattern)) == 1
     assert all(value.startswith("1.0000") for value in scores.values())
 
 
@@ -180,6 +184,8 @@ def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatc
             ]
             assert len(own) == questions, own
         assert sum("IoU" in name and words in name for name in scores) == 4
+    for pattern in HEADLINES["postcards-maps"].values():
+        assert len(fnmatch.filter(scores, pattern)) == 1
     assert evaluate_postcards_maps(tmp_path / "maps", FEW) == scores
 
 

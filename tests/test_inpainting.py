@@ -48,14 +48,21 @@ def test_a_box_holds_both_subjects_in_whole_cells():
     assert torch.equal(there.amax((1, 3)), cells.amax((1, 3)))
 
 
-def test_the_latents_outside_of_the_box_stay():
-    pipe = tiny_pipeline()
+def test_the_latents_outside_of_the_box_stay(monkeypatch):
+    pipe, latents = tiny_pipeline(), []
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda z: latents.append(z) or decode(z))
     image, box = Postcards("test", 1, size=32).images()[0], torch.zeros(1, 32, 32)
     box[:, 8:24, 4:16] = 1
     drawn = inpaint(pipe, image, box, "a red tent", FEW, seeded())
     assert drawn.shape == (1, 3, 32, 32) and drawn.abs().max() <= 1
     other = inpaint(pipe, image, box, "a night", FEW, seeded())
     assert not torch.allclose(drawn, other, atol=1e-4)
+    kept, inside = pipe.encode_image((image + 1) / 2, seeded()), torch.zeros(1, 1, 8, 8)
+    inside[..., 2:6, 1:4] = 1
+    for z in latents:
+        assert torch.equal(z * (1 - inside), kept * (1 - inside))
+        assert (z - kept)[inside.expand_as(z) == 1].abs().min() > 0
 
 
 def perfect(monkeypatch, change):

@@ -24,7 +24,9 @@ def pipe():
 
 def images(pipe, prompt="a red house", semantic_map=None, **settings):
     settings = SETTINGS | settings
-    return pipe(prompt, generator=seeded(), semantic_map=semantic_map, **settings).images
+    if semantic_map is not None:
+        settings["semantic_map"] = semantic_map
+    return pipe(prompt, generator=seeded(), **settings).images
 
 
 def test_a_map_survives_being_painted(tmp_path):
@@ -34,6 +36,7 @@ def test_a_map_survives_being_painted(tmp_path):
     assert torch.equal(read_map(Image.open(tmp_path / "map.png")), MAPS[1])
     indexed = Image.open(tmp_path / "map.png").convert("P", palette=Image.Palette.ADAPTIVE)
     assert torch.equal(read_map(indexed), MAPS[1])
+    assert torch.equal(paint_maps(MAPS.to(torch.uint8)), painted)
 
 
 def test_a_colour_that_no_label_has_is_named():
@@ -63,6 +66,30 @@ def test_one_map_serves_all_pictures_and_several_one_each(pipe):
             assert (pictures[i] - alone[0]).abs().max() < 1e-5
 
 
+def test_maps_are_for_all_pictures_or_one_for_each(pipe):
+    reading = pipe.reading(MAPS[:2])
+    for settings in (dict(num_images_per_prompt=2), dict(num_images_per_prompt=3)):
+        with pytest.raises(ValueError, match="cannot share what is beside 2"):
+            images(reading, ["a red house", "a night"], **settings)
+    with pytest.raises(ValueError, match="6 pictures cannot share what is beside 2"):
+        images(reading, ["a red house"] * 3)
+
+
+def test_how_it_saves_memory_is_not_forgotten_with_a_map():
+    pipe, sizes = tiny_pipeline(MapPipeline, beside=64), []
+    wanted = images(pipe, ["a red house", "a night"], MAPS[0])
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    pipe.enable_vae_slicing()
+    pipe.enable_model_cpu_offload("cpu")
+    assert pipe.reading(MAPS[:1]).device == pipe.device == torch.device("cpu")
+    assert (images(pipe, ["a red house", "a night"], MAPS[0]) - wanted).abs().max() < 1e-5
+    assert sizes == [1, 1] and pipe.on_card is pipe.vae.decoder
+
+
+def test_its_own_latents_are_those_of_its_pictures(pipe):
+    assert pipe.latent_shape(2, 32, 16) == (2, 4, 8, 4)
+
+
 def test_the_loop_can_be_watched_with_a_map(pipe):
     states = list(pipe.denoise("", num_inference_steps=3, generator=seeded(), semantic_map=MAPS[0]))
     last = images(pipe, "", MAPS[0], num_inference_steps=3, output_type="latent")
@@ -83,7 +110,7 @@ def test_a_map_goes_together_with_a_picture_and_a_mask(pipe):
 def test_it_is_saved_and_loaded_with_its_kind(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = MapPipeline.from_pretrained(tmp_path)
-    assert again.unet.config == pipe.unet.config and again.labels == 4
+    assert again.unet.config == pipe.unet.config and again.num_labels == 4
     assert torch.equal(images(again, semantic_map=MAPS[0]), images(pipe, semantic_map=MAPS[0]))
     with pytest.raises(ValueError, match="holds a MapPipeline, not a StableDiffusionPipeline"):
         StableDiffusionPipeline.from_pretrained(tmp_path)

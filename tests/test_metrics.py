@@ -5,9 +5,11 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import skimage.metrics
+import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics import JaccardIndex
 from torchmetrics.functional import image as torchmetrics
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -463,6 +465,15 @@ def test_the_nearest_is_found_and_its_distance_is_exact(generator):
     assert distances.tolist() == pytest.approx([0, 1e-4 * 6**0.5, 0.5 * 6**0.5], rel=1e-2)
 
 
+def test_the_nearest_is_that_of_scikit_learn(generator):
+    queries, keys = (torch.randn(n, 3, 4, 4, generator=generator) for n in (30, 50))
+    distances, indices = nearest(queries, keys)
+    rows = [x.flatten(1).double().numpy() for x in (queries, keys)]
+    expected_indices, expected = sklearn.metrics.pairwise_distances_argmin_min(*rows)
+    assert indices.tolist() == expected_indices.tolist()
+    assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_retrieval_stays_in_its_group():
     keys = torch.eye(4).repeat(2, 1)  # the second group repeats the first
     queries = keys[[0, 1, 3, 2, 4, 5, 6, 7]]
@@ -576,16 +587,19 @@ def test_overlaps_and_their_mean_by_hand():
     assert math.isclose(mean_iou(counts), (4 / 6 + 1 / 2 + 1 / 2) / 3)
     assert mean_iou(overlaps(a, a, 3)) == 1
     assert mean_iou(overlaps(a, (a + 1) % 3, 3)) == 0
+    assert mean_iou(overlaps(a, a, 5)) == 1  # a label that is nowhere does not count
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_overlaps_agree_with_torchmetrics(seed):
-    from torchmetrics import JaccardIndex
-
+def test_the_mean_iou_is_that_of_others(seed):
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.randint(4, (2, 5, 8, 8), generator=generator)
+    b = torch.where(torch.rand(b.shape, generator=generator) < 0.6, a, b)
+    ours = mean_iou(overlaps(a, b, 4))
     theirs = JaccardIndex("multiclass", num_classes=4)(a, b)
-    assert abs(mean_iou(overlaps(a, b, 4)) - float(theirs)) < 1e-6
+    assert ours == pytest.approx(theirs.item(), rel=1e-5)
+    theirs = sklearn.metrics.jaccard_score(a.flatten(), b.flatten(), average="macro")
+    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 def test_a_segmenter_names_every_pixel():

@@ -216,9 +216,13 @@ def test_guidance_shows_each_picture_its_own_twice(seeing):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((2, 3, 4, 8), "as large as its picture"), ((3, 3, 8, 8), "cannot share")],
+    [
+        ((2, 3, 4, 8), "as large as its picture"),
+        ((4, 3, 8, 8), "6 pictures cannot share what is beside 4"),
+        ((2, 3, 8, 8), "6 pictures cannot share what is beside 2"),  # twice would be guidance
+    ],
 )
 def test_what_cannot_stand_beside(seeing, shape, message):
     network = Concatenation(seeing, torch.zeros(shape))
     with pytest.raises(ValueError, match=message):
-        network(torch.zeros(2, 2, 8, 8), 9, torch.zeros(2, 4, 5))
+        network(torch.zeros(6, 2, 8, 8), 9, torch.zeros(6, 4, 5))

@@ -120,6 +120,12 @@ def test_loading_does_not_wake_the_compiler(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
+def test_importing_minisd_is_light():
+    """What only training and the command line need is imported there."""
+    code = "import sys, minisd; print([m for m in ('accelerate', 'typer') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 def test_a_loaded_model_can_be_trained(saved):
     model = UNet.from_pretrained(saved)
     model(torch.randn(1, 1, 8, 8), 3).sum().backward()
@@ -233,6 +239,39 @@ def test_missing_and_foreign_tensors_are_named(saved, change):
         UNet.from_pretrained(saved)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_out_channels", None, r"config\.json has no 'block_out_channels'"),
+        ("act_fn", "gelu", r"config\.json: act_fn='gelu' is not supported"),
+    ],
+)
+def test_a_foreign_config_that_is_not_ours(key, value, message, tmp_path):
+    UNet(WORDS).save_pretrained(tmp_path, format="diffusers")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw = raw | {key: value} if value else {name: raw[name] for name in raw if name != key}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        UNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "of another shape"])
+def test_what_is_wrong_in_a_foreign_file_is_told_in_its_own_words(change, tmp_path):
+    UNet(WORDS).save_pretrained(tmp_path, format="diffusers")
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors, key = load_file(path), "down_blocks.0.resnets.0.conv1.weight"
+    if change == "unexpected":
+        tensors["down.0.resnet.conv_1.weight"], told = torch.ones(3), f"{change} down.0.resnet"
+    elif change == "missing":
+        del tensors[key]
+        told = f"missing {key}"
+    else:
+        tensors[key], told = torch.zeros(8, 3), rf"{key} is \(8, 3\), not \(8, 8, 3, 3\)"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"{path} does not fit the model: {told}"):
+        UNet.from_pretrained(tmp_path)
+
+
 def test_a_folder_of_another_class_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="JudgeConfig"):
         Judge.from_pretrained(saved)
@@ -330,7 +369,9 @@ def no_network(monkeypatch):
 def test_no_network_for_a_hub_id_raises(no_network, monkeypatch, tmp_path):
     monkeypatch.setenv("MINISD_DATA", str(tmp_path))
     place = re.escape(str(tmp_path / "someone" / "model"))
-    message = f"cannot download someone/model from the hub: no route to host .* {place}"
+    message = (
+        f"cannot download someone/model from the hub: no route to host\\. Without .* {place}, or"
+    )
     with pytest.raises(ValueError, match=message):
         locate("someone/model")
 

@@ -306,13 +306,25 @@ def test_vocabulary_and_merges_in_one_file(like_clip, joined, tmp_path):
     again = Tokenizer.from_pretrained(tmp_path)
     assert (again.vocab, again.ranks) == (like_clip.vocab, like_clip.ranks)
     assert again.config == like_clip.config
-    for broken in ("{}", "[]", '{"model": {"vocab": {}}}', '{"model": 3}'):
+    models = ['{"vocab": {}}', "3", '{"vocab": 3, "merges": []}', '{"vocab": {}, "merges": null}']
+    models += ['{"vocab": {}, "merges": [3]}', "[]"]
+    for broken in ("{}", *(f'{{"model": {model}}}' for model in models)):
         (tmp_path / "tokenizer.json").write_text(broken)
         with pytest.raises(ValueError, match=r"tokenizer\.json holds no vocabulary"):
+            Tokenizer.from_pretrained(tmp_path)
+    for broken, message in (
+        ("[]", "must hold one JSON object"),
+        ('{"model": {"vocab": {}, "merges": [["a"]]}}', "a merge is two tokens, got 'a'"),
+        ('{"model": {"vocab": {}, "merges": [["a", 3]]}}', "must be 0, 1, 2|not in the vocabulary"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ValueError, match=message):
             Tokenizer.from_pretrained(tmp_path)
 
 
 def test_only_a_tokenizer_like_clips_has_a_counterpart_in_transformers(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="CLIPTokenizer has end_of_word_suffix='</w>'"):
         tokenizer.save_pretrained(tmp_path / "new", "diffusers")
+    with pytest.raises(ValueError, match="got 'onnx'"):
+        tokenizer.save_pretrained(tmp_path / "new", "onnx")
     assert not (tmp_path / "new").exists()

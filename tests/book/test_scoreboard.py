@@ -1,13 +1,14 @@
 """The page of all scores is what the cards say."""
 
+import fnmatch
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 from minisd.evaluation import SECONDS
-from minisd.files import write_json
-from minisd.pretrained import bundled
+from minisd.files import read_json, write_json
+from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.recipes import RECIPES
 from minisd.scoreboard import HEADLINES, as_markdown, entries_of, scoreboard
 
@@ -34,6 +35,14 @@ def test_every_recipe_has_a_line():
     assert set(HEADLINES) == set(RECIPES)
     models = [entry.model for entry in scoreboard() if entry.model in RECIPES]
     assert models == [name for name in RECIPES if name in bundled()]
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_every_headline_is_one_score_of_its_card(name):
+    scores = read_json(CHECKPOINTS / name / "training.json")["scores"]
+    for title, pattern in HEADLINES[name].items():
+        assert len(fnmatch.filter(scores, pattern)) == 1, title
+    assert all(entry.value != "not scored yet" for entry in scoreboard() if entry.model == name)
 
 
 @pytest.mark.parametrize(

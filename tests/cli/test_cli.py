@@ -37,7 +37,7 @@ def command(monkeypatch, capsys, tmp_path):
     for name, recipe in TINY.items():
         short = recipe.changed(steps=10 if recipe.steps else None)
         monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
-    monkeypatch.setattr("minisd.artist.best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("minisd.device.best_device", lambda: torch.device("cpu"))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["minisd", *map(str, arguments)])
@@ -209,7 +209,7 @@ def test_evaluate_times_a_picture_alone_or_with_the_scores(command, model, judge
     status, out, _ = command("evaluate", model, "--steps", 2, "--speed")
     assert status == 0
     assert re.fullmatch(r"seconds per picture: \d+\.\d\d \(one alone, 2 steps of ddpm; .*\)\n", out)
-    assert command("evaluate", judge, "--speed") == (0, "", "")
+    assert "does not draw" in one_line(*command("evaluate", judge, "--speed"))
 
 
 def test_a_tokenizer_is_trained_and_scored_like_a_network(command, tmp_path):

@@ -177,7 +177,9 @@ def test_transformers_reads_the_text_encoder(pair):
     assert difference.abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("fault", ["padding", "empty prompt", "guidance", "scaling"])
+@pytest.mark.parametrize(
+    "fault", ["padding", "empty prompt", "guidance", "scaling", "steps_offset"]
+)
 def test_a_planted_fault_is_found(pair, fault, monkeypatch):
     ours, theirs, _ = pair
     settings = dict(prompt=PROMPTS, num_inference_steps=3)
@@ -186,6 +188,9 @@ def test_a_planted_fault_is_found(pair, fault, monkeypatch):
         monkeypatch.setattr(ours.tokenizer, "pad_token_id", 0)
     if fault == "scaling":
         monkeypatch.setattr(ours.vae, "config", VAEConfig(32, channels=(8, 8, 16), patch_size=1))
+    if fault == "steps_offset":
+        scheduler = type(ours.scheduler).from_config(ours.scheduler.config | {"steps_offset": 0})
+        monkeypatch.setattr(ours, "scheduler", scheduler)
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     settings_ours = settings | changed.get(fault, {})
     a = ours(**settings_ours, generator=generators[0], output_type="np").images
