@@ -21,18 +21,9 @@ CORE = [
     "pipeline",
     "editing",
     "stable_diffusion",
-    "metrics",
 ]
 PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.clip.check_sizes": "refuses sizes that do not fit",
-    "minisd.metrics.DigitScores": "what score_digits returns",
-    "minisd.metrics.check_pairs": "refuses what is no pair of images",
-    "minisd.metrics.in_batches": "applies a function to one batch after the other",
-    "minisd.metrics.judge_accuracies": "counts judge_answers",
-    "minisd.metrics.judge_accuracy": "counts judge_answers",
-    "minisd.metrics.judge_loss": "cross-entropy, summed over the questions",
-    "minisd.metrics.random_warp": "turns and shifts the pictures that a judge learns from",
-    "minisd.metrics.score_digits": "the scores of chapter 4 in one call",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
     "minisd.stable_diffusion.as_tensor": "reads a picture of any kind",
     "minisd.stable_diffusion.as_type": "changes the kind of picture",
