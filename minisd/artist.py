@@ -36,7 +36,8 @@ class Artist:
         else:
             self.unet = UNet.from_pretrained(model).to(self.device)
         own = load_scheduler(model, subfolder)
-        self.scheduler = SAMPLERS[sampler].from_config(own.config) if sampler else own
+        clip = {} if self.pipeline is None else {"clip_sample": False}  # latents have no range
+        self.scheduler = SAMPLERS[sampler].from_config(own.config | clip) if sampler else own
         self.sampler = next(name for name, kind in SAMPLERS.items() if kind is type(self.scheduler))
 
     def states(

@@ -1,4 +1,4 @@
-"""Chapter 13: Stable Diffusion v1.5 in its true size: random weights, little memory, what is here.
+"""Chapters 13 and 14: Stable Diffusion v1.5 in true size: random weights, and where real ones are.
 
 Weights under a licence are not part of this package. Random ones of the same shapes cost as much
 to load and to run, which is all that a test of speed, memory or agreement needs.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, product
+from pathlib import Path
 from zlib import crc32
 
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPTextConfig, CLIPTextModel
 from minisd.device import best_device
-from minisd.pretrained import SD15, Pretrained, Unfilled, copies
+from minisd.pretrained import SD15, TERMS, Pretrained, Unfilled, copies
 from minisd.schedulers import PNDMScheduler
-from minisd.stable_diffusion import StableDiffusionPipeline
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL, VAEConfig
 
+SMALL = "postcards"  # the same system, small enough for every computer
 NETWORKS: dict[str, type[Pretrained]] = {
     "text_encoder": CLIPTextModel, "unet": UNet, "vae": AutoencoderKL,
 }  # fmt: skip
@@ -112,11 +114,37 @@ def on_demand(model: nn.Module, fetch: Callable[[str, torch.Size], Tensor]) -> I
             hook.remove()
 
 
+def find_weights(variant: str | None = None) -> Path | None:
+    """Return a folder with all that v1.5 needs, or None; nothing is downloaded.
+
+    It is looked for in `minisd.pretrained.copies()`, then in the hub's cache. `variant="fp16"`
+    asks for the half-precision files.
+    """
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
+
+    folders = [folder / SD15 for folder in copies()]
+    cached = try_to_load_from_cache(SD15, INDEX)
+    if isinstance(cached, str):
+        folders.append(Path(cached).parent)
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    files = [INDEX, "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+    for part, kind in NETWORKS.items():
+        weights = kind.diffusers_format.file.removesuffix(".safetensors") + ending
+        files += [f"{part}/config.json", f"{part}/{weights}"]
+    return next((f for f in folders if all((f / file).is_file() for file in files)), None)
+
+
+def weights_are_here(variant: str | None = None) -> bool:
+    """Whether v1.5 can be loaded without a network; see `find_weights`."""
+    return find_weights(variant) is not None
+
+
 @dataclass(frozen=True)
 class Stage:
-    """What the last chapter runs on: a pipeline by its name, a device, and a precision."""
+    """What the last chapter runs on: a pipeline, where its files are, a device and a precision."""
 
     name: str
+    source: str | Path  # what is loaded; a folder or a bundled name is never downloaded
     device: torch.device
     dtype: torch.dtype
     variant: str | None
@@ -133,7 +161,7 @@ class Stage:
 
     def load(self) -> StableDiffusionPipeline:
         """Return the pipeline, where it is to run."""
-        pipe = StableDiffusionPipeline.from_pretrained(self.name, self.dtype, self.variant)
+        pipe = StableDiffusionPipeline.from_pretrained(self.source, self.dtype, self.variant)
         return pipe.to(self.device)
 
 
@@ -145,26 +173,13 @@ def set_stage(download: bool = False) -> Stage:
     device = best_device()
     if device.type == "cpu":
         why = "without a GPU v1.5 would take many minutes for a picture"
-        return Stage("postcards", device, torch.float32, None, why)
+        return Stage(SMALL, SMALL, device, torch.float32, None, why)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    for variant in ("fp16", None):
-        if weights_are_here(variant):
-            return Stage(SD15, device, dtype, variant, "its weights are on this machine")
+    for variant in ("fp16", None):  # the smaller files first
+        if folder := find_weights(variant):
+            return Stage(SD15, folder, device, dtype, variant, f"its weights are in {folder}")
     if download:
-        return Stage(SD15, device, dtype, "fp16", "its weights may be downloaded")
-    why = "the weights of v1.5 are not here, and the download was not allowed"
-    return Stage("postcards", device, torch.float32, None, why)
-
-
-def weights_are_here(variant: str | None = None) -> bool:
-    """Whether v1.5 can be loaded without a network: a copy of its folder, or the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    ending = f".{variant}.safetensors" if variant else ".safetensors"
-    files = [
-        f"{part}/{kind.diffusers_format.file.removesuffix('.safetensors')}{ending}"
-        for part, kind in NETWORKS.items()
-    ]
-    if any(all((folder / SD15 / file).is_file() for file in files) for folder in copies()):
-        return True
-    return all(isinstance(try_to_load_from_cache(SD15, file), str) for file in files)
+        why = f"its weights will be downloaded. {TERMS[SD15]}"
+        return Stage(SD15, SD15, device, dtype, "fp16", why)
+    why = f"there is a GPU, but the weights of v1.5 are not here. {TERMS[SD15]}"
+    return Stage(SMALL, SMALL, device, torch.float32, None, why)

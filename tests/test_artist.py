@@ -90,6 +90,13 @@ def test_each_picture_has_its_map(tmp_path):
         next(artist.states(prompts, 3, 2, seeded(), maps=maps[:2]))
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler"])
+def test_no_sampler_clips_latents(tmp_path, sampler):
+    tiny_pipeline().save_pretrained(tmp_path / "words")
+    assert getattr(Artist(tmp_path / "words", sampler).scheduler, "clip_sample", False) is False
+    assert saved(tmp_path, CLASSES).scheduler.clip_sample  # pictures do have a range
+
+
 def test_a_model_that_reads_no_maps(tmp_path, of_labels):
     tiny_pipeline().save_pretrained(tmp_path / "words")
     maps = Postcards("train", 1, size=32).masks()

@@ -14,6 +14,7 @@ from minisd.exercises import (
     ch11,
     ch12,
     ch13,
+    ch14,
 )
 from minisd.exercises.checking import Verdict, check
 
@@ -32,5 +33,6 @@ __all__ = [
     "ch11",
     "ch12",
     "ch13",
+    "ch14",
     "check",
 ]
