@@ -21,6 +21,7 @@ from minisd.data.digits import digits
 from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.device import best_device, device_name
+from minisd.maps import MapPipeline
 from minisd.metrics import (
     Accuracy,
     Judge,
@@ -361,7 +362,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, segmenter = Judge.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
-    vae, scores = AutoencoderKL.from_pretrained(folder, "vae"), {}
+    vae, scores = MapPipeline.from_pretrained(folder).vae, {}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         maps, decoded = data.masks(), reconstructed(vae, data.images())
