@@ -12,7 +12,6 @@ from minisd.exercises import (
     ch09,
     ch10,
     ch11,
-    ch12,
     ch13,
     ch14,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "ch09",
     "ch10",
     "ch11",
-    "ch12",
     "ch13",
     "ch14",
     "check",
