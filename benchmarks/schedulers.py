@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from minisd import UNet
-from minisd.artist import best_device
 from minisd.data.digits import digits
+from minisd.device import best_device
 from minisd.files import read_json, write_json
 from minisd.metrics import Judge, score_digits
 from minisd.pipeline import sample

@@ -16,6 +16,7 @@ from minisd.clip import (  # noqa: E402
     VisionTransformer,
 )
 from minisd.exercises import check  # noqa: E402
+from minisd.full_size import random_sd15  # noqa: E402
 from minisd.schedulers import (  # noqa: E402
     DDIMScheduler,
     DDPMScheduler,
@@ -52,4 +53,5 @@ __all__ = [
     "VAEConfig",
     "VisionTransformer",
     "check",
+    "random_sd15",
 ]

@@ -1,4 +1,4 @@
-"""Chapters 4 to 10: one way to draw with any trained model of the book, by its name."""
+"""Chapters 4 to 11: one way to draw with any trained model of the book, by its name."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 
 from minisd.conditioning import label_context
+from minisd.files import read_json
+from minisd.maps import MapPipeline
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS, load_scheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.unet import UNet
 
+PIPELINES = {kind.__name__: kind for kind in (StableDiffusionPipeline, MapPipeline)}
+
 
 class Artist:
-    """A trained model and its scheduler: a U-Net without prompts, with labels, or with words.
+    """A trained model and its scheduler: a U-Net without prompts, with labels, words, or maps.
 
     `sampler` is one of SAMPLERS, by default the model's own. Raises ValueError for a model that is
     not there or does not draw.
@@ -24,13 +28,16 @@ class Artist:
     def __init__(self, model: str, sampler: str | None = None, device: torch.device | str = "cpu"):
         self.model, self.device = model, torch.device(device)
         self.pipeline, subfolder = None, ""
-        if (locate(model, "", (INDEX,)) / INDEX).is_file():
-            self.pipeline, subfolder = StableDiffusionPipeline.from_pretrained(model), "scheduler"
+        index = locate(model, "", (INDEX,)) / INDEX
+        if index.is_file():
+            kind = PIPELINES.get(read_json(index).get("_class_name"), StableDiffusionPipeline)
+            self.pipeline, subfolder = kind.from_pretrained(model), "scheduler"
             self.unet = self.pipeline.to(self.device).unet
         else:
             self.unet = UNet.from_pretrained(model).to(self.device)
         own = load_scheduler(model, subfolder)
-        self.scheduler = SAMPLERS[sampler].from_config(own.config) if sampler else own
+        clip = {} if self.pipeline is None else {"clip_sample": False}  # latents have no range
+        self.scheduler = SAMPLERS[sampler].from_config(own.config | clip) if sampler else own
         self.sampler = next(name for name, kind in SAMPLERS.items() if kind is type(self.scheduler))
 
     def states(
@@ -41,17 +48,21 @@ class Artist:
         generator: torch.Generator,
         guidance: float = 4.0,
         negative: str = "",
+        maps: Tensor | None = None,
         **editing: Any,
     ) -> Iterator[DenoisingState]:
         """Draw n pictures at once, one for each prompt, and yield the state after each step.
 
-        Guidance takes them away from `negative`; `editing` is `image`, `strength` and `mask` of
-        StableDiffusionPipeline. Raises ValueError for what the model cannot read.
+        Guidance takes them away from `negative`; `maps` (n,h,w) say what is to be where; `editing`
+        is `image`, `strength` and `mask` of StableDiffusionPipeline. Raises ValueError for what the
+        model cannot read.
         """
+        self.check_maps(maps, n)
         self.check_prompts(prompts, n, negative)
         if self.pipeline is not None:
-            self.pipeline.scheduler = self.scheduler
-            yield from self.pipeline.denoise(
+            pipeline = self.pipeline if maps is None else self.pipeline.reading(maps)
+            pipeline.scheduler = self.scheduler
+            yield from pipeline.denoise(
                 prompts, negative, None, None, steps, guidance, 1, generator, **editing
             )
             return
@@ -80,13 +91,18 @@ class Artist:
         guidance: float = 4.0,
         negative: str = "",
         batch_size: int = 256,
+        maps: Tensor | None = None,
         **editing: Any,
     ) -> Iterator[Tensor]:
         """Yield batches (b,c,h,w) of the n pictures, in [-1,1] and on the CPU."""
         for start in range(0, n, batch_size):
-            part = prompts if prompts is None else prompts[start : start + batch_size]
             b = min(batch_size, n - start)
-            for state in self.states(part, b, steps, generator, guidance, negative, **editing):
+            part, layout = (
+                each if each is None else each[start : start + b] for each in (prompts, maps)
+            )
+            for state in self.states(
+                part, b, steps, generator, guidance, negative, layout, **editing
+            ):
                 x = state.x
             yield self.decode(x).cpu()
 
@@ -100,6 +116,20 @@ class Artist:
         elif len(prompts) != n:
             raise ValueError(f"{n} pictures have {len(prompts)} prompts")
 
+    def check_maps(self, maps: Tensor | None, n: int) -> None:
+        """Raise ValueError unless the model reads maps, if there are any, one for each picture."""
+        if maps is not None and not isinstance(self.pipeline, MapPipeline):
+            raise ValueError(f"{self.model} does not read maps")
+        if maps is not None and len(maps) != n:
+            raise ValueError(f"{n} pictures have {len(maps)} maps")
+
+    @property
+    def example(self) -> str | None:
+        """A prompt that the model can read, None if it takes none."""
+        if self.unet.config.context_dim is None:
+            return None
+        return "0" if self.pipeline is None else "a temple at sunset"
+
     def labels(self, prompts: Sequence[str]) -> Tensor:
         """Read prompts that are labels, (b,1,classes); raises ValueError for anything else."""
         n = self.unet.config.context_dim
@@ -107,10 +137,3 @@ class Artist:
             if not prompt.isdecimal() or int(prompt) >= n:
                 raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")
         return label_context(torch.tensor([*map(int, prompts)], device=self.device), n)
-
-
-def best_device() -> torch.device:
-    """Return cuda, else mps, else cpu."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,14 +1,12 @@
 """Chapter 4: the card of a trained model, which says how it was made and how good it is."""
 
-import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
+from minisd.device import device_name
 from minisd.files import read_json, replacing, write_json
 
 
@@ -73,16 +71,8 @@ def describe_counting(training: dict[str, Any]) -> list[str]:
 
 def machine(accelerator: Accelerator) -> str:
     """Name the machine that a run used."""
-    if accelerator.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = processor()
+    name = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {name}" if accelerator.num_processes > 1 else name
-
-
-def processor() -> str:
-    """Name the processor that this process runs on."""
-    return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
 def commit() -> str:

@@ -110,16 +110,23 @@ def generate(
     mask: Annotated[
         Path | None, typer.Option(help="White where --image is to be drawn anew.")
     ] = None,
+    semantic_map: Annotated[
+        Path | None, typer.Option("--map", help="What is where, in the colours of chapter 11.")
+    ] = None,
     grid: Annotated[bool, typer.Option(help="One sheet, or a file for each image.")] = True,
     animate: Annotated[
         Path | None, typer.Option(help="A GIF of what the model expects at each step.")
     ] = None,
 ) -> None:
     """Draw images, and save them as one grid, or one by one; each prompt has a row of its own."""
-    from minisd.artist import Artist, best_device
+    from minisd.artist import Artist
+    from minisd.device import best_device
     from minisd.files import replacing, writable_folder
+    from minisd.maps import read_map
     from minisd.plots import image_grid, save_gif
 
+    if semantic_map is not None:
+        prompts = prompts or [""]  # the map may be all that is said
     n = n or (1 if prompts else 64)
     for path, kinds in ((out, (".png", ".jpg", ".jpeg", ".webp")), (animate, (".gif",))):
         if path is not None:
@@ -137,6 +144,8 @@ def generate(
     editing = {}
     if image is not None or mask is not None:
         editing = dict(image=open_image(image), strength=strength, mask=open_image(mask))
+    if semantic_map is not None:
+        editing["maps"] = read_map(open_image(semantic_map)).expand(n, -1, -1)
     if animate is None:
         batches = artist.draw(
             prompts, n, steps, generator, guidance, negative, batch_size=64, **editing
@@ -175,10 +184,16 @@ def evaluate(
         str | None, typer.Option(help="The judge's checkpoint, in place of the recipe's.")
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the scores in the card.")] = False,
+    only_speed: Annotated[
+        bool, typer.Option("--speed", help="Only time it: seconds per picture.")
+    ] = False,
 ) -> None:
-    """Score a model on what it was trained for, as its recipe says."""
+    """Score a model on what it was trained for, as its recipe says.
+
+    What is kept with --save includes the seconds per picture, if the model draws.
+    """
     from minisd.cards import add_scores
-    from minisd.evaluation import EvaluationSettings
+    from minisd.evaluation import EvaluationSettings, speed
     from minisd.files import read_json
     from minisd.pretrained import locate
     from minisd.recipes import find_recipe
@@ -188,7 +203,11 @@ def evaluate(
     settings = EvaluationSettings(
         n or recipe.samples, seed, steps, sampler and sampler.value, guidance, judge
     )
-    scores = recipe.evaluate(folder, settings)
+    scores = {} if only_speed else recipe.evaluate(folder, settings)
+    if save or only_speed:
+        scores |= speed(folder, settings)
+    if not scores:
+        raise ValueError(f"{model} does not draw: there is nothing to time")
     for name, value in scores.items():
         typer.echo(f"{name}: {value}")
     if save:
@@ -213,7 +232,7 @@ def info(
         return
     for recipe in RECIPES.values():
         shipped = "bundled" if recipe.name in bundled() else "not bundled"
-        typer.echo(f"{recipe.name:16} {shipped:12} {recipe.summary}")
+        typer.echo(f"{recipe.name:20} {shipped:12} {recipe.summary}")
 
 
 def open_image(path: Path | None) -> "Image.Image | None":

@@ -1,4 +1,4 @@
-"""Chapter 11: begin from a picture: image to image, and inpainting."""
+"""Chapter 11: begin from a picture (image to image, inpainting), or between two noises."""
 
 from collections.abc import Iterator
 
@@ -50,3 +50,17 @@ def redraw(
         known = x_start if t_next is None else scheduler.add_noise(x_start, noise, t_next)
         x = mask * state.x + (1 - mask) * known  # what is to stay, as noisy as the rest
         yield state._replace(x=x)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Return the noise at `share` of the way from a to b, (b,c,h,w) both, along a sphere.
+
+    Halfway between two noises on a straight line there is less noise, on the sphere as much. Song
+    et al. 2021 (DDIM), section 5.3. Raises ValueError if the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"need two noises of one shape, got {tuple(a.shape)}, {tuple(b.shape)}")
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    angle = torch.arccos(torch.cosine_similarity(flat_a, flat_b).clamp(-1, 1)).view(-1, 1, 1, 1)
+    along = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return torch.where(angle < 1e-3, torch.lerp(a, b, share), along)  # as good as a straight line

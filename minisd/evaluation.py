@@ -3,6 +3,8 @@
 A recipe names the function that scores what it makes; `minisd evaluate` calls it.
 """
 
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,35 +15,51 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.artist import Artist, best_device
+from minisd.artist import Artist
 from minisd.clip import CLIP
 from minisd.data.digits import digits
-from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
+from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
+from minisd.device import best_device, device_name
+from minisd.maps import MapPipeline
 from minisd.metrics import (
     Accuracy,
     Judge,
+    bootstrap_interval,
     class_embeddings,
+    clip_scores,
     frechet_distance,
     frechet_interval,
     in_batches,
     judge_accuracies,
     judge_accuracy,
     judge_answers,
+    mean_iou,
+    overlaps,
     psnr,
     retrieve,
     score_digits,
+    segment,
     ssim,
     zero_shot,
 )
+from minisd.schedulers.base import CONFIG_FILE
+from minisd.stable_diffusion import INDEX
 from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
 SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
 TOKENIZER, POSTCARDS_CLIP = "tokenizer-postcards", "clip-postcards"
+POSTCARDS, POSTCARDS_SEGMENTER = "postcards", "postcards-segmenter"
 DIGITS_JUDGE, POSTCARDS_JUDGE = "digits-judge", "postcards-judge"
+LAYOUT = LAYERS[:3]  # the large things of a map: companions are few pixels each
+MEAN_IOU = f"mean IoU of {', '.join(LAYOUT)}"
+EVERYTHING = "all attributes"
 GROUP = 256  # among how many retrieval chooses
+SECONDS = "seconds per picture"
+REPEATS = 5  # of which the median counts
 
 
 @dataclass(frozen=True)
@@ -63,12 +81,17 @@ class Drawn(NamedTuple):
     how: str
 
 
-def draw(folder: Path, settings: EvaluationSettings, prompts: list[str] | None = None) -> Drawn:
-    """Let the model in `folder` draw, one picture for each prompt."""
+def draw(
+    folder: Path,
+    settings: EvaluationSettings,
+    prompts: list[str] | None = None,
+    maps: Tensor | None = None,
+) -> Drawn:
+    """Let the model in `folder` draw, one picture for each prompt, and each map (n,h,w) if any."""
     artist = Artist(str(folder), settings.sampler, best_device())
     generator = torch.Generator(artist.device).manual_seed(settings.seed)
     n = settings.n if prompts is None else len(prompts)
-    batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance)
+    batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance, maps=maps)
     images = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
     how = f"seed {settings.seed}, {settings.steps} steps of {artist.sampler}"
     if prompts is not None:
@@ -80,10 +103,39 @@ Scores = dict[str, str]
 Evaluation = Callable[[Path, EvaluationSettings], Scores]
 
 
+def speed(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Time one picture, from its prompt to its pixels, with the model loaded: a median.
+
+    A model without a scheduler does not draw, and has no time to tell.
+    """
+    if not any((folder / file).is_file() for file in (CONFIG_FILE, INDEX)):
+        return {}
+    artist = Artist(str(folder), settings.sampler, best_device())
+    prompts = None if artist.example is None else [artist.example]
+    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    times = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        list(artist.draw(prompts, 1, settings.steps, generator, settings.guidance))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])  # the first call is slower than all others
+    how = f"one alone, {settings.steps} steps of {artist.sampler}"
+    return {SECONDS: f"{seconds:.2f} ({how}; median of {REPEATS}; {device_name(artist.device)})"}
+
+
 def in_words(accuracy: Accuracy) -> str:
     """Write a share with its interval."""
     low, high = accuracy.interval
     return f"{accuracy.value:.2%} (95 % interval {low:.2%} to {high:.2%})"
+
+
+def mean_in_words(values: Tensor, digits: int, unit: str = "") -> str:
+    """Write the mean of values (n,) with its bootstrap interval."""
+    low, high = bootstrap_interval(
+        lambda rows: float(rows.mean()), values, generator=torch.Generator().manual_seed(0)
+    )
+    mean = f"{values.mean():.{digits}f}{unit}"
+    return f"{mean} (95 % interval {low:.{digits}f} to {high:.{digits}f})"
 
 
 def evaluate_digits_judge(folder: Path, settings: EvaluationSettings) -> Scores:
@@ -185,14 +237,19 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images = data.images()
-        decoded = in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+        decoded = reconstructed(vae, images)
         decibels, similarity = psnr(decoded, images), ssim(decoded, images)
-        scores[f"PSNR, {settings.n:,} postcards, {name}"] = f"{decibels.mean():.2f} dB"
-        scores[f"SSIM, {settings.n:,} postcards, {name}"] = f"{similarity.mean():.4f}"
+        scores[f"PSNR, {settings.n:,} postcards, {name}"] = mean_in_words(decibels, 2, " dB")
+        scores[f"SSIM, {settings.n:,} postcards, {name}"] = mean_in_words(similarity, 4)
         right = judge_answers(judge, decoded) == data.labels
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
     latents = in_batches(vae.encode, images)
     return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
+
+
+def reconstructed(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return images (n,3,h,w) in [-1,1] after the way through the autoencoder and back."""
+    return in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
 
 
 def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
@@ -213,13 +270,15 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
         right = answers == data.labels
         scores |= shares_of_right("prompt accuracy, all attributes", judge, right, words)
         scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
-        texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
         pictures.append(images)
         real.append(data.images())
-        seen, shown = (in_batches(clip.encode_image, each[-1]) for each in (pictures, real))
-        pairs["drawn"].append((seen * texts).sum(dim=1))
-        pairs["real"].append((shown * texts).sum(dim=1))
-        pairs["shuffled"].append((shown * texts.roll(1, dims=0)).sum(dim=1))
+        captions = data.full_captions
+        for kind, shown, said in (
+            ("drawn", images, captions),
+            ("real", real[-1], captions),
+            ("shuffled", real[-1], captions[-1:] + captions[:-1]),
+        ):
+            pairs[kind].append(clip_scores(clip, tokenizer, shown, said))
     others = [Postcards(split, settings.n, seed=UNSEEN_SEED + 1).images() for split in SPLITS]
     drawn, truth, other = (
         in_batches(judge.features, torch.cat(images)) for images in (pictures, real, others)
@@ -273,3 +332,54 @@ def retrieval(
     exact = found == torch.arange(n)
     same = (labels[found] == labels[:n]).all(dim=1)
     return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)
+
+
+def iou(found: Tensor, wanted: Tensor, seed: int) -> str:
+    """Write the mean IoU of the LAYOUT of two maps (n,h,w), with its interval."""
+    counts = overlaps(found, wanted, len(LAYERS))[:, : len(LAYOUT)]
+    low, high = bootstrap_interval(mean_iou, counts, generator=torch.Generator().manual_seed(seed))
+    return f"{mean_iou(counts):.4f} (95 % interval {low:.4f} to {high:.4f})"
+
+
+def evaluate_postcards_segmenter(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a segmenter on unseen postcards: the mean IoU, and that of each label."""
+    segmenter, scores = UNet.from_pretrained(folder), {}
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        found, wanted = segment(segmenter, data.images()), data.masks()
+        scores[f"{MEAN_IOU}, {settings.n:,} postcards, {words}"] = iou(found, wanted, settings.seed)
+        counts = overlaps(found, wanted, len(LAYERS))
+        for label, name in enumerate(LAYERS):
+            scores[f"IoU of {name}, {words}"] = f"{mean_iou(counts[:, label : label + 1]):.4f}"
+    return scores
+
+
+def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score pictures drawn from n maps with their captions, from maps alone, from captions alone.
+
+    A judge says whether they show what was asked; a map without words settles subject and place. A
+    segmenter makes a map of each picture, to be compared with the one that was given.
+    """
+    name = settings.judge or POSTCARDS_JUDGE
+    judge, segmenter = Judge.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
+    vae, scores = MapPipeline.from_pretrained(folder).vae, {}
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        maps, decoded = data.masks(), reconstructed(vae, data.images())
+        scores[f"real postcards, decoded: {MEAN_IOU}, {words}"] = iou(
+            segment(segmenter, decoded), maps, settings.seed
+        )
+        for title, captions, given, settled in (
+            ("map and caption", data.full_captions, maps, ("", *judge.heads)),
+            ("map alone", [""] * settings.n, maps, ("subject", "place")),
+            ("caption alone", data.full_captions, None, ("", *judge.heads)),
+        ):
+            drawn, how = draw(folder, settings, captions, given)
+            right = judge_answers(judge, drawn) == data.labels
+            shares = shares_of_right(EVERYTHING, judge, right, words)
+            for question in settled:
+                question = f"{question or EVERYTHING}, {words}"
+                scores[f"{title}: {question}"] = shares[question]
+            found = segment(segmenter, drawn)
+            scores[f"{title}: {MEAN_IOU}, {words}"] = iou(found, maps, settings.seed)
+    return {"samples": f"{settings.n:,} of each kind, {how}; judge {name}", **scores}

@@ -45,12 +45,18 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is not valid UTF-8: {error}") from None
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing or broken file raises ValueError that names it."""
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; a missing or broken file, or other JSON, raises ValueError with its name.
+
+    All files of minisd, of diffusers and of transformers hold one object each.
+    """
     try:
-        return json.loads(read_text(path))
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold one JSON object, not {type(value).__name__}")
+    return value
 
 
 def writable_folder(path: str | Path) -> Path:

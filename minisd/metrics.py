@@ -1,4 +1,4 @@
-"""Chapters 4, 9 and 12: how good are the pictures? Judges, distances, confidence intervals."""
+"""Chapters 4, 9, 11 and 12: how good are the pictures? Judges, distances, intervals."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minisd.clip import CLIP
 from minisd.pretrained import Pretrained
 from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,35 @@ def judge_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator
     )
 
 
+def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Return the cross-entropy of every pixel; a batch begins with images and ends with maps.
+
+    A U-Net that says for each pixel what it belongs to: Ronneberger et al. 2015, with t left at 0.
+    """
+    return F.cross_entropy(unet(batch[0], 0), batch[-1])
+
+
+def segment(unet: UNet, images: Tensor) -> Tensor:
+    """Return the maps (n,h,w) int64 that a segmenter sees in images (n,3,h,w) in [-1,1]."""
+    return in_batches(lambda batch: unet(batch, 0).argmax(dim=1), images, batch_size=100)
+
+
+def overlaps(maps_a: Tensor, maps_b: Tensor, num_labels: int) -> Tensor:
+    """Count the pixels of each of k labels in both and in either of two maps (n,h,w): (n,k,2)."""
+    a, b = (F.one_hot(maps, num_labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,k)
+    return torch.stack([(a & b).sum(dim=(1, 2)), (a | b).sum(dim=(1, 2))], dim=-1)
+
+
+def mean_iou(counts: Tensor) -> float:
+    """Return the mean over labels of intersection over union, from `overlaps` (n,k,2).
+
+    Pixels of all n pictures count together, as in Everingham et al. 2010; a label that is nowhere
+    does not count.
+    """
+    both, either = counts.sum(dim=0).double().unbind(dim=-1)
+    return float((both / either).nanmean())
+
+
 def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:
     """Turn, scale and shift each image (b,c,h,w) at random: 10 degrees, 10 %, 7 % of its width."""
     b, device = len(images), images.device
@@ -131,7 +161,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
         )
     a, b = features_a.double(), features_b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
     # Tr((C_a C_b)^(1/2)) is the sum of the square roots of the eigenvalues of C_a C_b; written
     # as S C_b S with S = C_a^(1/2), the matrix is symmetric and its eigenvalues are real.
     values, vectors = torch.linalg.eigh(cov_a)
@@ -357,3 +387,24 @@ def retrieve(queries: Tensor, keys: Tensor, group: int) -> Tensor:
         raise ValueError(f"need at least one group of {group}, got {len(queries)}")
     starts = range(0, len(queries) - group + 1, group)
     return torch.cat([s + zero_shot(queries[s : s + group], keys[s : s + group]) for s in starts])
+
+
+def clip_scores(
+    clip: CLIP, tokenizer: Tokenizer, images: Tensor, captions: Sequence[str]
+) -> Tensor:
+    """Return the cosine (n,) of each image (n,c,h,w) in [-1,1] and its caption.
+
+    Hessel et al. 2021, eq. 1, without the factor of 2.5 and the cut at 0. Raises ValueError unless
+    there is one caption for each image.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images have {len(captions)} captions")
+    texts = in_batches(clip.encode_text, tokenizer(list(captions)))
+    return (in_batches(clip.encode_image, images) * texts).sum(dim=1)
+
+
+def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance (n,) of each query (n,...) to the nearest key (m,...), and its index."""
+    exact = "donot_use_mm_for_euclid_dist"  # the fast way is off by too much where nothing is far
+    distances = torch.cdist(queries.flatten(1), keys.flatten(1), compute_mode=exact)
+    return tuple(distances.min(dim=1))

@@ -14,20 +14,21 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minisd import evaluation
-from minisd.artist import best_device
-from minisd.cards import commit, machine, processor, write_card
+from minisd.cards import commit, machine, write_card
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from minisd.conditioning import captioned_images, labelled_images
-from minisd.data.captioned import Captioned, Latents
+from minisd.conditioning import captioned_images, labelled_images, widened, with_maps
+from minisd.data.captioned import Captioned, Latents, Mapped
 from minisd.data.digits import digits
-from minisd.data.postcards import CLASSES, Postcards
+from minisd.data.postcards import CLASSES, LAYERS, Postcards
+from minisd.device import best_device, processor
 from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
 from minisd.losses import autoencoder_loss
-from minisd.metrics import Judge, JudgeConfig, judge_loss
+from minisd.maps import MapPipeline
+from minisd.metrics import Judge, JudgeConfig, judge_loss, segmenter_loss
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
-from minisd.stable_diffusion import StableDiffusionPipeline
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.training import (
     CHECKPOINT,
@@ -71,11 +72,16 @@ def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None
 def save_pipeline(unet: UNet, folder: Path, dataset: Dataset) -> None:
     """Save a trained U-Net together with everything that it needs to draw."""
     tokenizer, text_encoder, vae = frozen_parts()
-    sampler = DPMSolverMultistepScheduler.from_config(
-        POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
-    )
-    pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, sampler)
+    pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, POSTCARDS_SAMPLER)
     pipeline.save_pretrained(folder, dtype=torch.float16)
+
+
+def save_beside_system(unet: UNet, folder: Path, dataset: Dataset) -> None:
+    """Save a trained U-Net that reads maps; all else is that of `postcards`."""
+    unet.save_pretrained(folder / "unet", dtype=torch.float16)
+    POSTCARDS_SAMPLER.save_pretrained(folder / "scheduler")
+    index = {"_class_name": MapPipeline.__name__, "system": evaluation.POSTCARDS}
+    write_json(folder / INDEX, index)
 
 
 @dataclass(frozen=True)
@@ -214,9 +220,24 @@ def postcards_loss(device: torch.device) -> LossFunction:
     return diffusion_loss(POSTCARDS_SCHEDULER, POSTCARDS_PROBABILITIES, prepare)
 
 
+def postcards_with_maps() -> Mapped:
+    """Return postcards, each with the map of what is where in it."""
+    postcards = Postcards("all", examples(SEGMENTER_SETTINGS), seed=1)
+    return Mapped(postcards, postcards)
+
+
+def postcards_maps_unet() -> UNet:
+    """Return the U-Net of `postcards`, which has learned to draw, with room for a map."""
+    unet = UNet.from_pretrained(evaluation.POSTCARDS, "unet")
+    return widened(unet, len(LAYERS) * VAEConfig.POSTCARDS.downscale**2)
+
+
 DIGITS_SCHEDULER = DDPMScheduler()
 DIGITS_PROBABILITIES = timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2)
 POSTCARDS_SCHEDULER = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+POSTCARDS_SAMPLER = DPMSolverMultistepScheduler.from_config(
+    POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
+)
 POSTCARDS_PROBABILITIES = timestep_probabilities(
     POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
 )
@@ -243,6 +264,14 @@ VAE_SETTINGS = TrainingSettings(
     learning_rate=1.5e-3,
     warmup_steps=100,
     ema_decay=0.998,
+    optimizer="Muon",
+)
+SEGMENTER_SETTINGS = TrainingSettings(
+    steps=500,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    ema_decay=0.99,
     optimizer="Muon",
 )
 SCALED_BY = 1000  # postcards that measure the scaling factor
@@ -350,6 +379,34 @@ RECIPES: dict[str, AnyRecipe] = {
             product="model_index.json",
             samples=500,
             needs=(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
+        ),
+        Recipe(
+            name="postcards-segmenter",
+            summary="a U-Net that says for each pixel of a postcard what it belongs to",
+            model=lambda: UNet(UNetConfig(64, 3, len(LAYERS), (16, 32, 64), (False,) * 3)),
+            dataset=postcards_with_maps,
+            loss=lambda device: segmenter_loss,
+            settings=SEGMENTER_SETTINGS,
+            evaluate=evaluation.evaluate_postcards_segmenter,
+            samples=1000,
+        ),
+        Recipe(
+            name="postcards-maps",
+            summary="the U-Net of postcards, taught to see a map of what is where as well",
+            model=postcards_maps_unet,
+            dataset=lambda: Mapped(postcards_latents(), Postcards("train", ENCODED)),
+            loss=lambda device: with_maps(
+                postcards_loss(device), len(LAYERS), VAEConfig.POSTCARDS.downscale
+            ),
+            settings=replace(POSTCARDS_SETTINGS, steps=1200, learning_rate=2e-3),
+            evaluate=evaluation.evaluate_postcards_maps,
+            save=save_beside_system,
+            product="model_index.json",
+            samples=200,
+            needs=(
+                *(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
+                *(evaluation.POSTCARDS, evaluation.POSTCARDS_SEGMENTER),
+            ),
         ),
     )
 }

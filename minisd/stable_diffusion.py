@@ -11,20 +11,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
 from minisd.editing import redraw
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
-from minisd.pretrained import locate
+from minisd.pretrained import check_format, locate
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
 INDEX = "model_index.json"
+LORA = "pytorch_lora_weights.safetensors"
 Picture = Image.Image | Tensor
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -60,6 +61,8 @@ class StableDiffusionPipeline:
         self.unet = unet
         self.vae = vae
         self.scheduler = scheduler
+        self.vae_slicing = False
+        self.offload_device: torch.device | None = None
         for what, a, b in (
             ("text", text_encoder.config.dim, unet.config.context_dim),
             ("vocabulary", tokenizer.vocab_size, text_encoder.config.vocab_size),
@@ -77,15 +80,21 @@ class StableDiffusionPipeline:
     ) -> Self:
         """Load a folder, a bundled checkpoint or a hub id; see `Pretrained.from_pretrained`.
 
-        A safety checker in the folder is not loaded, with a notice. Raises ValueError for another
-        kind of pipeline, and for anything that is missing or does not fit.
+        A safety checker or a LoRA in the folder is not loaded, with a notice. Raises ValueError for
+        another kind of pipeline, and for anything that is missing or does not fit.
         """
-        index = read_json(locate(name, "", (INDEX,)) / INDEX)
+        folder = locate(name, "", (INDEX,))
+        if (folder / LORA).is_file():
+            if not (folder / INDEX).is_file():
+                raise ValueError(f"{name} holds a LoRA ({LORA}) and no model: minisd loads none")
+            warnings.warn(f"{LORA} of {name} is not loaded: minisd has no LoRA", stacklevel=2)
+        index = read_json(folder / INDEX)
         if index.get("_class_name") != cls.__name__:
             raise ValueError(f"{name} holds a {index.get('_class_name')}, not a {cls.__name__}")
         for part, (_, kind) in ((k, v) for k, v in index.items() if isinstance(v, list)):
             if part not in (*cls.parts, "scheduler", "feature_extractor") and kind is not None:
-                warnings.warn(f"{part} ({kind}) of {name} is not loaded", stacklevel=2)
+                said = f"{part} ({kind}) of {name} is not loaded: minisd has none"
+                warnings.warn(said, stacklevel=2)
         settings = {"torch_dtype": torch_dtype, "variant": variant}
         loaded = {
             part: kind.from_pretrained(name, part, **({} if kind is Tokenizer else settings))
@@ -100,8 +109,10 @@ class StableDiffusionPipeline:
 
         `dtype` and `format` as in `Pretrained.save_pretrained`.
         """
+        check_format(format)
         folder = writable_folder(folder)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / INDEX).unlink(missing_ok=True)  # until all is written, the folder is no pipeline
+        self.tokenizer.save_pretrained(folder / "tokenizer", format)
         for part in ("text_encoder", "unet", "vae"):
             getattr(self, part).save_pretrained(folder / part, dtype, format)
         self.scheduler.save_pretrained(folder / "scheduler")
@@ -114,8 +125,8 @@ class StableDiffusionPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.unet.parameters()).device
+        """Where the networks compute."""
+        return self.offload_device or next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,6 +143,28 @@ class StableDiffusionPipeline:
         if self.device.type == "cpu" and self.dtype == torch.float16:
             raise ValueError("float16 needs a GPU: on a CPU use float32 or bfloat16")
         return self
+
+    def enable_vae_slicing(self) -> None:
+        """Decode pictures one by one, for cards on which a whole batch does not fit."""
+        self.vae_slicing = True
+
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep the networks on the CPU, each on `device` from when it computes until another does.
+
+        The card then needs room for the U-Net alone; each picture waits for the transfers.
+        """
+        self.offload_device, self.on_card = torch.device(device), None
+        for network in (self.text_encoder, self.vae.encoder, self.unet, self.vae.decoder):
+            network.to("cpu").register_forward_pre_hook(self.bring)
+        for layer in (self.vae.quant_conv, self.vae.post_quant_conv):  # 100 numbers: they stay
+            layer.to(device)
+
+    def bring(self, network: nn.Module, _: Any) -> None:
+        """Move a network to the card, and back the one that was there; see offloading."""
+        if network is not self.on_card:
+            if self.on_card is not None:
+                self.on_card.to("cpu")
+            self.on_card = network.to(self.offload_device)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
@@ -244,7 +277,9 @@ class StableDiffusionPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images (b,3,h,w) in [0,1] of latents (b,c,h/8,w/8)."""
-        return (self.vae.decode(latents).float() / 2 + 0.5).clamp(0, 1)
+        parts = latents.split(1) if self.vae_slicing else [latents]
+        images = torch.cat([self.vae.decode(part).float() for part in parts])
+        return (images / 2 + 0.5).clamp(0, 1)
 
     def latent_shape(self, b: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Return the shape of the latents of b pictures of that size in pixels."""
@@ -256,7 +291,7 @@ class StableDiffusionPipeline:
                 f"height and width must be multiples of {multiple}, got {height} and {width}"
             )
         down = self.vae.config.downscale
-        return b, self.unet.config.in_channels, height // down, width // down
+        return b, self.vae.config.latent_channels, height // down, width // down
 
     def make_noise(
         self, shape: tuple[int, ...], generator: torch.Generator | None, latents: Tensor | None
@@ -264,7 +299,7 @@ class StableDiffusionPipeline:
         """Draw noise, or check and take the latents that were given for it."""
         if latents is None:
             where = generator.device if generator is not None else self.device
-            latents = torch.randn(shape, generator=generator, device=where)
+            latents = torch.randn(shape, generator=generator, device=where, dtype=self.dtype)
         if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
             b, c = shape[:2]
             raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")
@@ -301,10 +336,12 @@ def as_tensor(picture: Picture, mode: str) -> Tensor:
     """Return a picture as (1,c,h,w) in [0,1]; PIL's are converted to `mode`, "RGB" or "L".
 
     A tensor may be (c,h,w), (1,c,h,w), or (h,w) if there is one channel. Raises ValueError for any
-    other, and for numbers outside [0,1].
+    other, for numbers outside [0,1], and for pictures of PIL with more than 8 bits a channel.
     """
     channels = len(mode)
     if isinstance(picture, Image.Image):
+        if picture.mode[0] in "IF":  # PIL would cut off what is above 255
+            raise ValueError(f"a picture must have 8 bits a channel, this one is {picture.mode}")
         array = np.asarray(picture.convert(mode), dtype="float32") / 255
         return torch.from_numpy(array).view(1, *picture.size[::-1], channels).permute(0, 3, 1, 2)
     if not isinstance(picture, Tensor) or picture.ndim not in (2, 3, 4):

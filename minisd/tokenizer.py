@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from minisd.files import read_json, read_text, replacing, writable_folder, write_json
-from minisd.pretrained import build_config, locate
+from minisd.pretrained import build_config, check_format, locate
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+ALL_IN_ONE = "tokenizer.json"  # what transformers 5 writes in place of the first two
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 BARE_WORDS = rf"{CONTRACTIONS}|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
 SPACED_WORDS = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
@@ -205,34 +206,31 @@ class Tokenizer:
         Reads what `save_pretrained` writes, and the files of CLIP as they stand in a folder of
         Stable Diffusion. Raises ValueError if a file is missing, damaged, or does not fit.
         """
-        folder = locate(name, subfolder, FILES)
-        vocab_file, merges_file, config_file = (folder / file for file in FILES)
-        raw, vocab = read_json(config_file), read_json(vocab_file)
-        for path, value in ((config_file, raw), (vocab_file, vocab)):
-            if not isinstance(value, dict):
-                raise ValueError(f"{path} must hold one JSON object")
-        if raw.get("tokenizer_class") == "CLIPTokenizer":
-            raw = clip_settings(raw)
-        config = build_config(TokenizerConfig, raw, config_file)
-        lines = read_text(merges_file).removesuffix("\n").split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
-        bad = next((pair for pair in merges if len(pair) != 2 or not all(pair)), None)
-        if bad is not None:
-            raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")
+        folder = locate(name, subfolder, (*FILES, ALL_IN_ONE))
+        vocab, merges, raw = read_files(folder)
+        config = build_config(TokenizerConfig, raw, folder / FILES[2])
         try:
             return cls(vocab, merges, config)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write vocabulary, merges and settings, each whole or not at all."""
+    def save_pretrained(self, folder: str | Path, format: str = "minisd") -> None:
+        """Write vocabulary, merges and settings, each whole or not at all.
+
+        With `format="diffusers"` the settings are those of transformers' CLIPTokenizer. Raises
+        ValueError if this tokenizer does not cut texts as CLIP's does, or for an unknown format.
+        """
+        check_format(format)
+        settings = asdict(self.config)
+        if format == "diffusers":
+            settings = settings_for_clip(self.config)
         folder = writable_folder(folder)
         vocab_file, merges_file, config_file = (folder / file for file in FILES)
         write_json(vocab_file, self.vocab)
         with replacing(merges_file) as temporary:
             lines = ["#version: 0.2", *(" ".join(pair) for pair in self.ranks)]
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        write_json(config_file, asdict(self.config))
+        write_json(config_file, settings)
 
     def __call__(self, prompts: str | list[str]) -> Tensor:
         prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
@@ -310,6 +308,33 @@ def joined(lists: Iterable[list[int]], separator: int) -> list[int]:
     return first + [i for ids in rest for i in (separator, *ids)]
 
 
+def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict]:
+    """Return the vocabulary, the merges and the settings that lie in a folder.
+
+    Raises ValueError for what is missing or damaged.
+    """
+    vocab_file, merges_file, config_file = (folder / file for file in FILES)
+    if not vocab_file.is_file() and (folder / ALL_IN_ONE).is_file():
+        merges_file = folder / ALL_IN_ONE
+        whole = read_json(merges_file)
+        try:
+            vocab, merges = dict(whole["model"]["vocab"]), whole["model"]["merges"]
+            merges = [tuple(p.split(" ") if isinstance(p, str) else map(str, p)) for p in merges]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{merges_file} holds no vocabulary with merges") from None
+    else:
+        vocab = read_json(vocab_file)
+        lines = read_text(merges_file).removesuffix("\n").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+    raw = read_json(config_file)
+    bad = next((pair for pair in merges if len(pair) != 2 or not all(pair)), None)
+    if bad is not None:
+        raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")
+    if raw.get("tokenizer_class") == "CLIPTokenizer":
+        raw = clip_settings(raw)
+    return vocab, merges, raw
+
+
 def clip_settings(raw: dict) -> dict:
     """Turn the tokenizer_config.json of transformers' CLIPTokenizer into TokenizerConfig's."""
     known = {field.name for field in fields(TokenizerConfig)}
@@ -317,3 +342,18 @@ def clip_settings(raw: dict) -> dict:
     for key, value in values.items():
         values[key] = value["content"] if isinstance(value, dict) else value
     return asdict(TokenizerConfig.CLIP) | values
+
+
+def settings_for_clip(config: TokenizerConfig) -> dict:
+    """Return the tokenizer_config.json with which transformers' CLIPTokenizer does the same.
+
+    Raises ValueError where it would not.
+    """
+    for name in ("end_of_word_suffix", "do_lower_case", "split_special_tokens"):
+        wanted = getattr(TokenizerConfig.CLIP, name)
+        if getattr(config, name) != wanted:
+            raise ValueError(f"transformers' CLIPTokenizer has {name}={wanted!r}, not this one")
+    settings = {
+        name: value for name, value in asdict(config).items() if name != "end_of_word_suffix"
+    }
+    return settings | {"unk_token": config.eos_token, "tokenizer_class": "CLIPTokenizer"}

@@ -1,4 +1,4 @@
-"""Chapter "Growing up": the names of the same tensors in minisd and in diffusers' folders.
+"""Chapter 13: the names of the same tensors in minisd and in diffusers' folders.
 
 Every tensor has the same shape in both, so a renaming is all it takes to load the weights of
 Stable Diffusion v1.5 into minisd's classes, and to give minisd's weights to diffusers and to

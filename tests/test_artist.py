@@ -1,10 +1,12 @@
 import pytest
 import torch
-from helpers import randomise
+from helpers import randomise, tiny_pipeline
 
 from minisd import DDPMScheduler, UNet, UNetConfig
 from minisd.artist import Artist
 from minisd.conditioning import label_context
+from minisd.data.postcards import Postcards
+from minisd.maps import MapPipeline
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 
 PLAIN = UNetConfig(8, 1, 1, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
@@ -69,3 +71,35 @@ def test_a_model_without_prompts_takes_none(tmp_path, prompts, negative):
         next(artist.states(prompts, 1, 2, seeded(), negative=negative))
     (drawn,) = artist.draw(None, 2, 2, seeded())
     assert drawn.shape == (2, 1, 8, 8)
+
+
+def test_each_picture_has_its_map(tmp_path):
+    pipe = tiny_pipeline(MapPipeline, beside=64)
+    pipe.save_pretrained(tmp_path)
+    artist, maps = Artist(tmp_path), Postcards("train", 3, size=32).masks()
+    prompts = ["a red house", "a night", ""]
+    first, second = artist.draw(prompts, 3, 2, seeded(), batch_size=2, maps=maps)
+    generator = seeded()
+    settings = dict(num_inference_steps=2, guidance_scale=4.0, output_type="pt")
+    for got, rows in ((first, slice(0, 2)), (second, slice(2, 3))):
+        pictures = pipe.reading(maps[rows])(prompts[rows], generator=generator, **settings).images
+        assert (got - (2 * pictures - 1)).abs().max() < 1e-5
+    (without,) = artist.draw(prompts, 3, 2, seeded())
+    assert not torch.allclose(without[:2], first, atol=1e-4)
+    with pytest.raises(ValueError, match="3 pictures have 2 maps"):
+        next(artist.states(prompts, 3, 2, seeded(), maps=maps[:2]))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler"])
+def test_no_sampler_clips_latents(tmp_path, sampler):
+    tiny_pipeline().save_pretrained(tmp_path / "words")
+    assert getattr(Artist(tmp_path / "words", sampler).scheduler, "clip_sample", False) is False
+    assert saved(tmp_path, CLASSES).scheduler.clip_sample  # pictures do have a range
+
+
+def test_a_model_that_reads_no_maps(tmp_path, of_labels):
+    tiny_pipeline().save_pretrained(tmp_path / "words")
+    maps = Postcards("train", 1, size=32).masks()
+    for artist, prompt in ((of_labels, "0"), (of_labels, ""), (Artist(tmp_path / "words"), "a")):
+        with pytest.raises(ValueError, match="does not read maps"):
+            next(artist.states([prompt], 1, 2, seeded(), maps=maps))

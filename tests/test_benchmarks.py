@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_pipeline
 
-from minisd import UNet
+from minisd import CLIP, Tokenizer, UNet
+from minisd.data.postcards import JUDGED
 from minisd.metrics import Judge
-from minisd.pretrained import locate
+from minisd.pretrained import CHECKPOINTS, locate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -45,6 +49,56 @@ def test_every_row_can_be_built_for_both_libraries(schedulers):
         ours.set_timesteps(steps)
         theirs.set_timesteps(steps)
         assert len(ours.timesteps) == len(theirs.timesteps)
+
+
+def test_no_row_of_a_sweep_is_measured_twice():
+    sweeps = load("guidance_and_steps")
+    assert len(set(sweeps.ROWS)) == len(sweeps.ROWS) and sweeps.USUAL in sweeps.ROWS
+    assert {scale for scale, steps in sweeps.ROWS if steps == 25} > {1.0, 4.0}
+
+
+def test_an_encoder_is_cut_and_its_original_is_not():
+    benchmark = load("text_or_unet")
+    whole = CLIP.from_pretrained("clip-postcards").text_model
+    ids = Tokenizer.from_pretrained("tokenizer-postcards")(["a red tent", "a red house"])
+    with torch.no_grad():
+        states = {layers: benchmark.cut(whole, layers)(ids) for layers in benchmark.LAYERS}
+        assert torch.equal(states[3], whole(ids))  # 3 is all of it
+    assert len(whole.blocks) == max(benchmark.LAYERS)
+    assert torch.equal(states[0][0, -1], states[0][1, -1])  # a table: no token knows the others
+    assert not torch.equal(states[1][0, -1], states[1][1, -1])
+
+
+@pytest.mark.parametrize("name", ["guidance_and_steps", "text_or_unet"])
+def test_what_was_measured_belongs_to_the_bundled_weights(name):
+    benchmark, cards = load(name), {}
+    path = CHECKPOINTS / "postcards" / benchmark.FILE
+    if not path.exists():
+        pytest.skip(f"not measured yet: python benchmarks/{name}.py --save")
+    for part in ("postcards", "clip-postcards", "postcards-vae"):
+        cards[part] = json.loads((locate(part) / "training.json").read_text())["commit"]
+    kept = json.loads(path.read_text())
+    if name == "guidance_and_steps":
+        assert kept["model"] == cards["postcards"]
+        assert {(row["scale"], row["steps"]) for row in kept["rows"]} == set(benchmark.ROWS)
+    else:
+        assert all(cards[part] == commit for part, commit in kept["parts"].items())
+        arms = {(row["layers"], tuple(row["width"]), row["seed"]) for row in kept["rows"]}
+        seeds = {seed for *_, seed in arms}
+        assert len(seeds) > 2
+        assert len(arms) == len(seeds) * len(benchmark.LAYERS) * len(benchmark.WIDTHS)
+
+
+@pytest.mark.slow
+def test_a_row_of_a_sweep_is_measured(tmp_path):
+    sweeps = load("guidance_and_steps")
+    pipe = tiny_pipeline()
+    pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
+    pipe.save_pretrained(tmp_path)
+    judge = Judge.from_pretrained("postcards-judge")
+    row = sweeps.measure(tmp_path, judge, sweeps.real_features(judge, 4), (2.0, 3), 4)
+    assert (row["calls"], row["samples"]) == (6, 4) and row["fid"] > row["fid_real"] > 0
+    assert 0 <= row["held_out"]["all"] <= min(row["held_out"][name] for name in JUDGED) <= 4
 
 
 @pytest.mark.slow
@@ -84,3 +138,31 @@ def test_a_racer_is_scored_at_doubling_steps_and_at_the_end(monkeypatch, name):
     assert 0 < rows[0]["seconds"] < rows[1]["seconds"]
     assert all(0 <= row["low"] <= row["right"] <= row["high"] <= 1 for row in rows)
     assert all(0 <= row["all"] <= 2 for row in rows)
+
+
+def test_inpainting_prints_one_table(monkeypatch, capsys):
+    inpainting = load("inpainting")
+    asked = []
+    monkeypatch.setattr(inpainting, "locate", lambda name: name)
+    monkeypatch.setattr(
+        inpainting,
+        "evaluate_inpainting",
+        lambda folder, settings: asked.append((folder, settings.n)) or {"another": "95 %"},
+    )
+    monkeypatch.setattr("sys.argv", ["inpainting.py", "--samples", "7"])
+    inpainting.main()
+    assert asked == [("postcards", 7)]
+    assert capsys.readouterr().out.split() == ["another", "95", "%"]
+
+
+@pytest.mark.slow
+def test_full_size_is_measured_beside_diffusers_on_small_networks():
+    """The whole script, with narrow layers: loading, each network, and a picture."""
+    command = [sys.executable, str(BENCHMARKS / "sd15.py"), "--quick", "--dtype", "float32"]
+    printed = subprocess.check_output(command, text=True, cwd=BENCHMARKS.parent)
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].split(",")[0].strip() for row in rows] == [
+        "loading", "text encoder", "U-Net", "decoder", "prompt to picture",
+    ]  # fmt: skip
+    assert rows[0][-1].strip() == "-"
+    assert all(float(row[-1]) <= 1e-4 for row in rows[1:])

@@ -1,9 +1,18 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import randomise
 
-from minisd import DDPMScheduler
-from minisd.conditioning import forget, label_context, labelled_images
+from minisd import DDPMScheduler, UNet, UNetConfig
+from minisd.conditioning import (
+    forget,
+    label_context,
+    labelled_images,
+    map_channels,
+    widened,
+    with_maps,
+)
+from minisd.data.postcards import LAYERS, Postcards
 from minisd.layers import Attention
 from minisd.training import diffusion_loss
 
@@ -78,3 +87,74 @@ def test_the_loss_shows_the_network_what_was_prepared(generator):
     empty = (context == 0).all(dim=2)[:, 0]
     assert 0 < empty.sum() < 64
     assert torch.equal(context[~empty], label_context(labels, 3)[~empty])
+
+
+# Maps
+
+
+def test_no_pixel_of_a_map_is_lost():
+    maps = Postcards("train", 5, size=32).masks()
+    channels = map_channels(maps, len(LAYERS), 8)
+    assert channels.shape == (5, 4 * 64, 4, 4) and channels.dtype == torch.float32
+    assert torch.equal(F.pixel_shuffle(channels, 8).argmax(dim=1), maps)
+    assert torch.equal(channels.sum(dim=1), torch.full((5, 4, 4), 64.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_a_cell_knows_the_pixels_in_it(dtype):
+    maps = torch.zeros(1, 4, 4, dtype=dtype)
+    maps[0, 1, 2] = 2  # in the cell at the top right: its second row, first column
+    channels = map_channels(maps, 3, 2)
+    assert channels[0, :, 0, 1].tolist() == [1, 1, 0, 1] + [0, 0, 0, 0] + [0, 0, 1, 0]
+    assert channels[0, :, 1, 0].tolist() == [1, 1, 1, 1] + 8 * [0]
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (torch.zeros(1, 8, 8), r"whole numbers, got torch.float32 \(8, 8\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.bool), "whole numbers, got torch.bool"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"must be \(h, w\)"),
+        (torch.zeros(8, 8, dtype=torch.int64), r"must be \(h, w\)"),
+        (torch.zeros(1, 0, 8, dtype=torch.int64), r"got torch.int64 \(0, 8\)"),
+        (torch.full((1, 8, 8), 4), "labels 0 to 3, got 4 to 4"),
+        (torch.full((1, 8, 8), -1), "got -1 to -1"),
+        (torch.zeros(1, 12, 8, dtype=torch.int64), "multiples of 8, got a map of 12 x 8"),
+    ],
+)
+def test_what_is_no_map(maps, message):
+    with pytest.raises(ValueError, match=message):
+        map_channels(maps, 4, 8)
+
+
+def test_the_loss_is_the_same_for_a_network_that_also_sees_maps():
+    seen = []
+
+    def network(x, t, context):
+        seen.append((x, context))
+        return torch.zeros_like(x[:, :1])
+
+    images, labels = batch(600)
+    maps = torch.randint(3, (600, 16, 16))
+    plain = diffusion_loss(DDPMScheduler(), prepare=labelled_images(3))
+    loss = with_maps(plain, 3, 2, drop=0.3)
+    got = loss(network, [images, labels, maps], torch.Generator().manual_seed(2))
+    assert got.isfinite()
+    ((x, context),) = seen
+    assert x.shape == (600, 1 + 3 * 4, 8, 8) and context.shape == (600, 1, 3)
+    empty = (x[:, 1:] == 0).flatten(1).all(dim=1)
+    assert 0.24 < empty.float().mean() < 0.36
+    assert torch.equal(x[~empty, 1:], map_channels(maps, 3, 2)[~empty])
+    silent = (context == 0).flatten(1).all(dim=1)
+    assert 0 < (silent & empty).sum() < silent.sum()  # words and maps are forgotten apart
+
+
+def test_a_widened_network_begins_as_what_it_was(generator):
+    unet = randomise(UNet(UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4)), generator)
+    wider = widened(unet, 6)
+    x, beside = torch.randn(3, 2, 8, 8), torch.randn(3, 6, 8, 8)
+    got = wider(torch.cat([x, beside], dim=1), 7)
+    assert (got - unet(x, 7)).abs().max() < 1e-5
+    got.square().mean().backward()
+    assert wider.conv_in.weight.grad[:, 2:].abs().min() > 0  # and can learn to mind them
+    assert unet.config.in_channels == 2 and unet.conv_in.weight.grad is None

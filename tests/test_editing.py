@@ -4,7 +4,7 @@ import torch
 from helpers import KINDS, randomise
 
 from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
-from minisd.editing import last_timesteps, redraw
+from minisd.editing import last_timesteps, redraw, slerp
 from minisd.pipeline import denoise
 
 CONFIG = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
@@ -80,3 +80,31 @@ def test_strengths_that_make_no_sense(strength):
     scheduler.set_timesteps(10)
     with pytest.raises(ValueError, match="strength"):
         last_timesteps(scheduler, 10, strength)
+
+
+def test_on_the_sphere_nothing_gets_quieter(generator):
+    a, b = torch.randn(2, 6, 4, 8, 8, generator=generator)
+    assert torch.allclose(slerp(a, b, 0.0), a, atol=1e-5)
+    assert torch.allclose(slerp(a, b, 1.0), b, atol=1e-5)
+    for share in (0.25, 0.5, 0.75):
+        norms = [x.flatten(1).norm(dim=1) for x in (a, b, slerp(a, b, share))]
+        assert (norms[2] / torch.lerp(norms[0], norms[1], share) - 1).abs().max() < 0.02
+        straight = torch.lerp(a, b, share).flatten(1).norm(dim=1)
+        assert (straight < 0.85 * norms[2]).all()
+        assert torch.allclose(slerp(a, b, share), slerp(b, a, 1 - share), atol=1e-5)
+
+
+def test_equal_steps_turn_by_equal_angles(generator):
+    a, b = torch.randn(2, 1, 4, 8, 8, generator=generator)
+    a, b = (x / x.norm() for x in (a, b))
+    way = [slerp(a, b, i / 4) for i in range(5)]
+    angles = [torch.arccos((x * y).sum()).item() for x, y in zip(way, way[1:], strict=False)]
+    assert max(angles) - min(angles) < 1e-3
+    assert abs(sum(angles) - torch.arccos((a * b).sum()).item()) < 1e-3
+
+
+def test_between_a_noise_and_itself_there_is_no_other(generator):
+    a = torch.randn(2, 4, 8, 8, generator=generator)
+    assert torch.allclose(slerp(a, a, 0.3), a, atol=1e-5)
+    with pytest.raises(ValueError, match="one shape"):
+        slerp(a, a[:1], 0.3)

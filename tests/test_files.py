@@ -46,14 +46,14 @@ def test_json_round_trip(tmp_path):
 
 
 def test_write_json_of_what_is_no_json_keeps_the_old_file(tmp_path):
-    write_json(tmp_path / "a.json", 1)
+    write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"a": object()})
-    assert read_json(tmp_path / "a.json") == 1
+    assert read_json(tmp_path / "a.json") == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00", None])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1]", b"null", b"\xff\xfe", None])
 def test_read_json_names_the_broken_file(tmp_path, content):
     path = tmp_path / "broken.json"
     if content is not None:

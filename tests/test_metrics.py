@@ -5,10 +5,13 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import skimage.metrics
+import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics import JaccardIndex
 from torchmetrics.functional import image as torchmetrics
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from minisd import (
     CLIP,
@@ -17,6 +20,8 @@ from minisd import (
     CLIPVisionConfig,
     Tokenizer,
     TokenizerConfig,
+    UNet,
+    UNetConfig,
 )
 from minisd.metrics import (
     Accuracy,
@@ -24,16 +29,22 @@ from minisd.metrics import (
     JudgeConfig,
     bootstrap_interval,
     class_embeddings,
+    clip_scores,
     frechet_distance,
     frechet_interval,
     in_batches,
     judge_accuracies,
     judge_accuracy,
     judge_loss,
+    mean_iou,
+    nearest,
+    overlaps,
     psnr,
     random_warp,
     retrieve,
     score_digits,
+    segment,
+    segmenter_loss,
     ssim,
     wilson_interval,
     zero_shot,
@@ -64,6 +75,18 @@ def test_frechet_distance_is_the_formula(d, shift):
     assert frechet_distance(a.float(), b.float()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_frechet_distance_is_that_of_torchmetrics(shift):
+    """Given features in place of pictures, torchmetrics computes the distance alone."""
+    features = torch.nn.Identity()
+    features.num_features = 20
+    theirs = FrechetInceptionDistance(features)
+    a, b = cloud(300, 20, 1), cloud(250, 20, 2, shift)
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert frechet_distance(a, b) == pytest.approx(theirs.compute().item(), rel=1e-6)
+
+
 def test_frechet_distance_of_known_gaussians():
     """Of N(m, s^2) and N(n, r^2) in each dimension: (m - n)^2 + (s - r)^2."""
     x = torch.randn(1000, 3, dtype=torch.float64)
@@ -81,6 +104,11 @@ def test_frechet_distance_of_fewer_rows_than_columns():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * a.T.cov().trace().item())
 
 
+def test_frechet_distance_of_a_single_feature():
+    x = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # mean 0, standard deviation 1
+    assert frechet_distance(x, 3 * x + 2) == pytest.approx(2**2 + (3 - 1) ** 2)
+
+
 @pytest.mark.parametrize(
     ("a", "b"), [((1, 3), (5, 3)), ((5, 3), (1, 3)), ((5, 3), (5, 4)), ((0, 3), (5, 3))]
 )
@@ -92,7 +120,8 @@ def test_frechet_distance_needs_two_comparable_clouds(a, b):
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (50, 100), (999, 1000), (20, 20)])
 def test_wilson_interval_against_scipy(k, n):
     expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    ours = wilson_interval(k, n)
+    assert ours == pytest.approx((expected.low, expected.high), rel=1e-4, abs=1e-12)  # z = 1.96
 
 
 def test_wilson_interval_of_a_textbook():
@@ -123,6 +152,26 @@ def test_bootstrap_covers_the_mean_about_95_times_in_100():
         )
         hits += low <= 7 <= high
     assert 175 <= hits <= 199  # 0.93 expected of 60 values; 5 standard deviations to both sides
+
+
+@pytest.mark.parametrize("statistic", [torch.mean, torch.std, torch.amax], ids=str)
+def test_bootstrap_interval_is_that_of_scipy(statistic, monkeypatch):
+    """The percentile interval, of the same resamples: scipy draws the rows for both."""
+    n, resamples = 40, 300
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
+    theirs = scipy.stats.bootstrap(
+        (values.numpy(),),
+        lambda rows: statistic(torch.as_tensor(rows)).item(),
+        n_resamples=resamples,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    rows = iter(torch.from_numpy(np.random.default_rng(5).integers(0, n, (resamples, n))))
+    monkeypatch.setattr(torch, "randint", lambda *args, generator: next(rows))
+    ours = bootstrap_interval(lambda rows: statistic(rows).item(), values, resamples)
+    assert ours == pytest.approx((theirs.low, theirs.high), rel=1e-9)
+    assert next(rows, None) is None  # each resample was drawn once
 
 
 def test_bootstrap_width_is_that_of_the_mean(generator):
@@ -378,16 +427,51 @@ def test_zero_shot_takes_the_highest_cosine():
     assert zero_shot(images, classes).tolist() == [0, 2, 1]
 
 
-def test_a_class_is_the_mean_of_its_prompts():
+def tiny_clip():
     tokenizer = Tokenizer.train(["a red tent", "a tent"], 300, TokenizerConfig(model_max_length=9))
     text = CLIPTextConfig(tokenizer.vocab_size, 9, 8, 1, 1, tokenizer.eos_token_id)
-    clip = CLIP(CLIPConfig(text, CLIPVisionConfig(16, 8, 3, 8, 1, 1), 4)).eval()
+    return CLIP(CLIPConfig(text, CLIPVisionConfig(16, 8, 3, 8, 1, 1), 4)).eval(), tokenizer
+
+
+def test_a_class_is_the_mean_of_its_prompts():
+    clip, tokenizer = tiny_clip()
     classes = class_embeddings(clip, tokenizer, [["a red tent", "a tent"], ["red"]])
     with torch.no_grad():
         a, b, c = clip.encode_text(tokenizer(["a red tent", "a tent", "red"]))
     assert torch.allclose(classes[0], (a + b) / (a + b).norm(), atol=1e-6)
     assert torch.allclose(classes[1], c, atol=1e-6)
     assert not classes.requires_grad
+
+
+def test_a_clip_score_is_the_cosine_of_picture_and_caption(generator):
+    clip, tokenizer = tiny_clip()
+    images = torch.rand(3, 3, 16, 16, generator=generator) * 2 - 1
+    captions = ["a red tent", "a tent", "red"]
+    scores = clip_scores(clip, tokenizer, images, captions)
+    with torch.no_grad():
+        logits = clip(images, tokenizer(captions))
+    cosines = logits.diagonal() / clip.logit_scale.clamp(max=math.log(100)).exp()
+    assert scores.shape == (3,) and not scores.requires_grad
+    assert torch.allclose(scores, cosines, atol=1e-5)
+    with pytest.raises(ValueError, match="3 images have 2 captions"):
+        clip_scores(clip, tokenizer, images, captions[:2])
+
+
+def test_the_nearest_is_found_and_its_distance_is_exact(generator):
+    keys = torch.randn(7, 2, 3, generator=generator)
+    queries = keys[[4, 0, 6]] + torch.tensor([0.0, 1e-4, 0.5])[:, None, None]
+    distances, indices = nearest(queries, keys)
+    assert indices.tolist() == [4, 0, 6]
+    assert distances.tolist() == pytest.approx([0, 1e-4 * 6**0.5, 0.5 * 6**0.5], rel=1e-2)
+
+
+def test_the_nearest_is_that_of_scikit_learn(generator):
+    queries, keys = (torch.randn(n, 3, 4, 4, generator=generator) for n in (30, 50))
+    distances, indices = nearest(queries, keys)
+    rows = [x.flatten(1).double().numpy() for x in (queries, keys)]
+    expected_indices, expected = sklearn.metrics.pairwise_distances_argmin_min(*rows)
+    assert indices.tolist() == expected_indices.tolist()
+    assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_retrieval_stays_in_its_group():
@@ -490,3 +574,39 @@ def test_more_samples_than_real_digits_raise():
     real = torch.zeros(5, 1, 28, 28)
     with pytest.raises(ValueError, match="6 samples need as many real digits, got 5 and 9"):
         score_digits(Judge(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))
+
+
+# Maps
+
+
+def test_overlaps_and_their_mean_by_hand():
+    a = torch.tensor([[[0, 0], [1, 2]], [[0, 0], [0, 0]]])
+    b = torch.tensor([[[0, 1], [1, 2]], [[0, 0], [0, 2]]])
+    counts = overlaps(a, b, 3)
+    assert counts.tolist() == [[[1, 2], [1, 2], [1, 1]], [[3, 4], [0, 0], [0, 1]]]
+    assert math.isclose(mean_iou(counts), (4 / 6 + 1 / 2 + 1 / 2) / 3)
+    assert mean_iou(overlaps(a, a, 3)) == 1
+    assert mean_iou(overlaps(a, (a + 1) % 3, 3)) == 0
+    assert mean_iou(overlaps(a, a, 5)) == 1  # a label that is nowhere does not count
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mean_iou_is_that_of_others(seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randint(4, (2, 5, 8, 8), generator=generator)
+    b = torch.where(torch.rand(b.shape, generator=generator) < 0.6, a, b)
+    ours = mean_iou(overlaps(a, b, 4))
+    theirs = JaccardIndex("multiclass", num_classes=4)(a, b)
+    assert ours == pytest.approx(theirs.item(), rel=1e-5)
+    theirs = sklearn.metrics.jaccard_score(a.flatten(), b.flatten(), average="macro")
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_a_segmenter_names_every_pixel():
+    unet = UNet(UNetConfig(8, 3, 4, (8, 8), (False, False), 1, 2, 4)).eval()
+    images, maps = torch.randn(5, 3, 8, 8), torch.randint(4, (5, 8, 8))
+    found = segment(unet, images)
+    assert torch.equal(found, unet(images, 0).argmax(dim=1)) and found.shape == (5, 8, 8)
+    loss = segmenter_loss(unet, [images, torch.zeros(5, 5), maps], torch.Generator())
+    right = unet(images, 0).log_softmax(dim=1).gather(1, maps[:, None])
+    assert torch.allclose(loss, -right.mean())

@@ -3,7 +3,7 @@ import torch
 from helpers import randomise
 
 from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
-from minisd.pipeline import ClassifierFreeGuidance, denoise, sample
+from minisd.pipeline import ClassifierFreeGuidance, Concatenation, denoise, sample
 
 PLAIN = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 WORDS = UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
@@ -174,3 +174,55 @@ def test_a_guided_network_draws(words):
     assert torch.allclose(last.x, x, atol=1e-4)
     *_, plain = denoise(words, DDIMScheduler(), noise, 4, context=context)
     assert (plain.x - last.x).abs().max() > 1e-2
+
+
+# What stands beside the picture
+
+SEEING = UNetConfig(8, 5, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
+
+
+@pytest.fixture
+def seeing():
+    return randomise(UNet(SEEING)).eval()
+
+
+def test_the_network_sees_what_stands_beside(seeing):
+    x, t, context = torch.randn(3, 2, 8, 8), torch.tensor([5, 50, 500]), torch.randn(3, 4, 5)
+    beside = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        got = Concatenation(seeing, beside)(x, t, context)
+        assert torch.equal(got, seeing(torch.cat([x, beside], dim=1), t, context))
+        one = Concatenation(seeing, beside[:1])(x, t, context)
+        assert torch.equal(one, seeing(torch.cat([x, beside[[0, 0, 0]]], dim=1), t, context))
+        nothing = Concatenation(seeing, torch.zeros(1, 3, 1, 1))(x, t, context)
+        assert torch.equal(nothing, seeing(torch.cat([x, 0 * beside], dim=1), t, context))
+
+
+def test_from_outside_it_is_a_network_with_fewer_channels(seeing):
+    config = Concatenation(seeing, torch.zeros(1, 3, 1, 1)).config
+    assert config == UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
+
+
+def test_guidance_shows_each_picture_its_own_twice(seeing):
+    x, context, empty = torch.randn(2, 2, 8, 8), torch.randn(2, 4, 5), torch.randn(1, 4, 5)
+    beside = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        both = ClassifierFreeGuidance(Concatenation(seeing, beside), empty, 3.0)(x, 9, context)
+        for i in range(2):
+            seen = Concatenation(seeing, beside[i : i + 1])
+            one = ClassifierFreeGuidance(seen, empty, 3.0)(x[i : i + 1], 9, context[i : i + 1])
+            assert (both[i] - one[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 4, 8), "as large as its picture"),
+        ((4, 3, 8, 8), "6 pictures cannot share what is beside 4"),
+        ((2, 3, 8, 8), "6 pictures cannot share what is beside 2"),  # twice would be guidance
+    ],
+)
+def test_what_cannot_stand_beside(seeing, shape, message):
+    network = Concatenation(seeing, torch.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(6, 2, 8, 8), 9, torch.zeros(6, 4, 5))

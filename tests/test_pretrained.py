@@ -1,7 +1,10 @@
 import json
 import os
 import pickle
+import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,9 +12,24 @@ import torch
 from helpers import randomise
 from safetensors.torch import load_file, save_file
 
-from minisd import UNet, UNetConfig
+from minisd import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
 from minisd.metrics import Judge, JudgeConfig
-from minisd.pretrained import CHECKPOINTS, bundled, locate, preferring, read_tensors
+from minisd.pretrained import (
+    CHECKPOINTS,
+    SD15,
+    TERMS,
+    bundled,
+    locate,
+    preferring,
+    read_tensors,
+)
 
 CONFIG = UNetConfig(
     sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
@@ -79,6 +97,35 @@ def test_a_variant_of_a_diffusers_folder_is_picked(tmp_path):
         UNet.from_pretrained(tmp_path, variant="bf16")
 
 
+def test_weights_are_mapped_not_copied_unless_they_are_converted(saved):
+    path = saved / "model.safetensors"
+    same, half = read_tensors(path, torch.float32), read_tensors(path, torch.float16)
+    places = [tensor.data_ptr() for tensor in same.values()]
+    ends = [tensor.data_ptr() + tensor.nbytes for tensor in same.values()]
+    # side by side, as in the file: these are places in it
+    assert max(ends) - min(places) == sum(tensor.nbytes for tensor in same.values())
+    for key, tensor in half.items():
+        assert torch.equal(tensor, same[key].half())
+        assert tensor.untyped_storage().nbytes() == 2 * tensor.numel()
+
+
+def test_loading_does_not_wake_the_compiler(tmp_path):
+    """Filling an embedding on the meta device would import it, for more than a second."""
+    CLIPTextModel(CLIPTextConfig(10, 4, 8, 1, 1, 9)).save_pretrained(tmp_path)
+    code = (
+        "import sys; from minisd import CLIPTextModel; "
+        f"CLIPTextModel.from_pretrained({str(tmp_path)!r}); "
+        "print('torch._inductor' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_importing_minisd_is_light():
+    """What only training and the command line need is imported there."""
+    code = "import sys, minisd; print([m for m in ('accelerate', 'typer') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 def test_a_loaded_model_can_be_trained(saved):
     model = UNet.from_pretrained(saved)
     model(torch.randn(1, 1, 8, 8), 3).sum().backward()
@@ -122,6 +169,24 @@ def test_a_header_that_lies_is_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt"])
+def test_a_pickle_in_place_of_the_weights_is_named_and_stays_closed(saved, suffix):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(saved / "exploded"),)
+
+    (saved / "model.safetensors").unlink()
+    pickled = saved / f"pytorch_model{suffix}"
+    torch.save({"conv_in.weight": Bomb()}, pickled)
+    with pytest.raises(ValueError, match=rf"does not exist; pytorch_model\{suffix} is a pickle"):
+        UNet.from_pretrained(saved)
+    with pytest.raises(ValueError, match="single file and a pickle can run code"):
+        UNet.from_pretrained(pickled)
+    with pytest.raises(ValueError, match=r"config\.json is a single file: give a folder"):
+        UNet.from_pretrained(saved / "config.json")
+    assert not (saved / "exploded").exists()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -172,6 +237,39 @@ def test_missing_and_foreign_tensors_are_named(saved, change):
     save_file(tensors, path)
     with pytest.raises(ValueError, match=change):
         UNet.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_out_channels", None, r"config\.json has no 'block_out_channels'"),
+        ("act_fn", "gelu", r"config\.json: act_fn='gelu' is not supported"),
+    ],
+)
+def test_a_foreign_config_that_is_not_ours(key, value, message, tmp_path):
+    UNet(WORDS).save_pretrained(tmp_path, format="diffusers")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw = raw | {key: value} if value else {name: raw[name] for name in raw if name != key}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        UNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "of another shape"])
+def test_what_is_wrong_in_a_foreign_file_is_told_in_its_own_words(change, tmp_path):
+    UNet(WORDS).save_pretrained(tmp_path, format="diffusers")
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors, key = load_file(path), "down_blocks.0.resnets.0.conv1.weight"
+    if change == "unexpected":
+        tensors["down.0.resnet.conv_1.weight"], told = torch.ones(3), f"{change} down.0.resnet"
+    elif change == "missing":
+        del tensors[key]
+        told = f"missing {key}"
+    else:
+        tensors[key], told = torch.zeros(8, 3), rf"{key} is \(8, 3\), not \(8, 8, 3, 3\)"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"{path} does not fit the model: {told}"):
+        UNet.from_pretrained(tmp_path)
 
 
 def test_a_folder_of_another_class_is_refused(saved, tmp_path):
@@ -241,13 +339,65 @@ def test_a_hub_id_downloads_only_what_is_needed(saved, monkeypatch):
     }
 
 
-def test_no_network_for_a_hub_id_raises(monkeypatch):
+def test_a_variant_downloads_no_other_weights(saved, monkeypatch):
+    asked = []
+
     def snapshot_download(name, allow_patterns):
-        raise ConnectionError("no route to host")
+        asked.extend(allow_patterns)
+        return str(saved.parent)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(ValueError, match="cannot download someone/model from the hub: no route"):
+    with pytest.raises(ValueError, match=r"model\.fp16\.safetensors does not exist"):
+        UNet.from_pretrained("someone/model", subfolder="unet", variant="fp16")
+    assert asked == [
+        "unet/config.json",
+        "unet/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    with pytest.raises(ValueError, match="has no subfolder 'vae'"):
+        UNet.from_pretrained("someone/model", subfolder="vae")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def snapshot_download(name, allow_patterns):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+
+def test_no_network_for_a_hub_id_raises(no_network, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINISD_DATA", str(tmp_path))
+    place = re.escape(str(tmp_path / "someone" / "model"))
+    message = (
+        f"cannot download someone/model from the hub: no route to host\\. Without .* {place}, or"
+    )
+    with pytest.raises(ValueError, match=message):
         locate("someone/model")
+
+
+def test_without_stable_diffusion_its_size_and_licence_are_said(no_network, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINISD_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match="4.3 GB") as caught:
+        UNet.from_pretrained(SD15, "unet", variant="fp16")
+    for said in (SD15, "2.1 GB", "OpenRAIL-M", "https://", str(tmp_path / SD15), "its path"):
+        assert said in str(caught.value)
+    with pytest.raises(ValueError, match=f"is gone; its copy is {SD15}"):
+        locate("runwayml/stable-diffusion-v1-5")
+
+
+def test_the_sizes_that_are_said_are_those_of_the_weights():
+    with torch.device("meta"):
+        parts = UNet(UNetConfig.SD15), AutoencoderKL(VAEConfig.SD15)
+        parts += (CLIPTextModel(CLIPTextConfig.SD15),)
+    numbers = sum(p.numel() for part in parts for p in part.parameters())
+    assert f"{4 * numbers / 1e9:.1f} GB, or {2 * numbers / 1e9:.1f} GB with" in TERMS[SD15]
+
+
+def test_a_copy_of_a_hub_folder_is_found_without_the_hub(no_network, monkeypatch, tmp_path):
+    randomise(UNet(CONFIG)).save_pretrained(tmp_path / "someone" / "model" / "unet")
+    monkeypatch.setenv("MINISD_DATA", str(tmp_path))
+    assert UNet.from_pretrained("someone/model", "unet").config == CONFIG
 
 
 def test_a_preferred_folder_is_searched_first(tmp_path):

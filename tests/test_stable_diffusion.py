@@ -18,7 +18,7 @@ from minisd import (
     UNetConfig,
 )
 from minisd.artist import Artist
-from minisd.stable_diffusion import as_type
+from minisd.stable_diffusion import LORA, as_type
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a red house by the sea at night"
@@ -169,6 +169,94 @@ def test_a_part_that_is_missing(pipe, tmp_path, part):
         StableDiffusionPipeline.from_pretrained(tmp_path)
 
 
+def test_a_lora_is_not_loaded_and_that_is_said(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "both")
+    for folder in ("both", "alone"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / LORA).touch()
+    with pytest.warns(UserWarning, match=f"{LORA} of .* is not loaded"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "both")
+    with pytest.raises(ValueError, match="alone holds a LoRA"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "alone")
+
+
+def test_noise_is_drawn_in_the_precision_of_the_networks(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    half = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    drawn = half.make_noise((1, 4, 8, 8), seeded(), None)
+    assert torch.equal(drawn, torch.randn(1, 4, 8, 8, generator=seeded(), dtype=torch.bfloat16))
+
+
+def test_pictures_decoded_one_by_one_are_the_same(pipe):
+    latents = torch.randn(3, 4, 8, 8, generator=seeded())
+    sizes, together = [], pipe.decode(latents)
+    hook = pipe.vae.decoder.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
+    pipe.enable_vae_slicing()
+    try:
+        assert (pipe.decode(latents) - together).abs().max() < 1e-6
+    finally:
+        pipe.vae_slicing = False
+        hook.remove()
+    assert sizes == [1, 1, 1]
+
+
+def test_offloaded_it_draws_the_same_and_only_one_network_is_on_the_card(monkeypatch):
+    """The card is the CPU here, and the moves are written down instead of made."""
+    pipe, moves = tiny_pipeline(), []
+    wanted = images(pipe)
+    picture = torch.rand(3, 32, 32, generator=seeded(5))
+    varied = images(pipe, image=picture)
+    networks = {
+        "text": pipe.text_encoder, "encoder": pipe.vae.encoder, "unet": pipe.unet,
+        "decoder": pipe.vae.decoder,
+    }  # fmt: skip
+    names = {id(network): name for name, network in networks.items()}
+    pipe.enable_model_cpu_offload("cpu")
+    card = pipe.offload_device = torch.device("cpu", 0)  # the same memory, another name
+    assert pipe.device == card
+    to, there = torch.nn.Module.to, []
+
+    def watched(module, device):
+        if device == card:
+            there.append(names[id(module)])
+        else:
+            there.remove(names[id(module)])
+        moves.append((names[id(module)], list(there)))
+        return to(module, device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    assert torch.equal(images(pipe), wanted)
+    assert torch.equal(images(pipe, image=picture), varied)
+    came = [name for name, there in moves if name in there]
+    assert came == ["text", "unet", "decoder", "text", "encoder", "unet", "decoder"]
+    assert all(len(there) <= 1 for _, there in moves)
+
+
+def test_channels_last_is_the_same_pipeline(pipe):
+    again = tiny_pipeline().to(memory_format=torch.channels_last)
+    assert again.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (images(again) - images(pipe)).abs().max() < 1e-5
+
+
+def test_an_interrupted_save_is_no_pipeline(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+
+    def full(*_):
+        raise OSError("No space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(pipe.vae, "save_pretrained", full)
+        pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_index\.json does not exist"):
+        StableDiffusionPipeline.from_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="got 'onnx'"):
+        pipe.save_pretrained(tmp_path, format="onnx")
+    StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
 def test_another_pipeline_is_refused(pipe, tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="holds a FluxPipeline"):
@@ -235,8 +323,21 @@ def test_a_picture_in_any_form(pipe, picture):
     results = [images(pipe, image=image, strength=0.7) for image in (as_pil, pixels, pixels[None])]
     assert torch.equal(results[1], results[2])
     assert (results[0] - results[1]).abs().max() < 1e-5
-    grey = as_pil.convert("P")  # a palette: converted
-    assert images(pipe, image=grey).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "RGBA", "CMYK", "LA"])
+def test_a_picture_of_any_mode_is_read_as_rgb(pipe, picture, mode):
+    converted = as_type(picture[None], "pil")[0].convert(mode)
+    wanted = images(pipe, image=converted.convert("RGB"))
+    assert torch.equal(images(pipe, image=converted), wanted)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "1"])
+def test_a_mask_of_any_mode_is_read_as_grey(pipe, picture, mode):
+    grey = Image.new("L", (32, 32))
+    grey.paste(255, (8, 8, 16, 24))
+    wanted = images(pipe, image=picture, mask=grey)
+    assert torch.equal(images(pipe, image=picture, mask=grey.convert(mode)), wanted)
 
 
 def test_a_mask_keeps_the_rest(pipe, picture):
@@ -259,7 +360,14 @@ def test_a_mask_keeps_the_rest(pipe, picture):
         (dict(image=2 * torch.ones(3, 32, 32)), r"in \[0,1\]"),
         (dict(image=torch.rand(3, 30, 32)), "multiples of 8, got 30 and 32"),
         (dict(image=torch.rand(3, 32, 36)), "multiples of 8, got 32 and 36"),  # the U-Net halves
-        (dict(image=torch.rand(3, 32, 32), strength=0.0), "strength"),
+        (dict(image=Image.new("I;16", (32, 32))), "8 bits a channel, this one is I;16"),
+        (dict(image=Image.new("F", (32, 32))), "8 bits a channel, this one is F"),
+        (dict(image=torch.rand(3, 32, 32), strength=0.0), "strength must be above 0"),
+        (dict(image=torch.rand(3, 32, 32), strength=1.01), "at most 1, got 1.01"),
+        (dict(image=torch.rand(3, 32, 32), strength=float("nan")), "at most 1, got nan"),
+        (dict(image=torch.rand(3, 32, 32), mask=torch.ones(32, 40)), "as large as the image"),
+        (dict(image=torch.rand(3, 32, 32), mask=Image.new("L", (64, 64), 255)), "32 x 32"),
+        (dict(image=torch.rand(3, 32, 32), mask=Image.new("L", (32, 32))), "mask is empty"),
         (dict(image=torch.rand(3, 32, 32), mask=torch.ones(16, 32)), "as large as the image"),
         (dict(image=torch.rand(3, 32, 32), mask=torch.zeros(32, 32)), "mask is empty"),
         (dict(mask=torch.ones(32, 32)), "a mask needs an image"),

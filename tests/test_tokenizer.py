@@ -291,3 +291,40 @@ def test_clips_settings_are_read_in_both_spellings(like_clip, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(raw))
     config = Tokenizer.from_pretrained(tmp_path).config
     assert config == replace(LIKE_CLIP, model_max_length=20, pad_token="!")
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["pairs", "texts"])
+def test_vocabulary_and_merges_in_one_file(like_clip, joined, tmp_path):
+    """As transformers 5 writes them, and as 4 did."""
+    like_clip.save_pretrained(tmp_path, "diffusers")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"]
+    merges = [" ".join(pair) if joined else list(pair) for pair in like_clip.ranks]
+    whole = {"version": "1.0", "model": {"vocab": like_clip.vocab, "merges": merges}}
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert (again.vocab, again.ranks) == (like_clip.vocab, like_clip.ranks)
+    assert again.config == like_clip.config
+    models = ['{"vocab": {}}', "3", '{"vocab": 3, "merges": []}', '{"vocab": {}, "merges": null}']
+    models += ['{"vocab": {}, "merges": [3]}', "[]"]
+    for broken in ("{}", *(f'{{"model": {model}}}' for model in models)):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"tokenizer\.json holds no vocabulary"):
+            Tokenizer.from_pretrained(tmp_path)
+    for broken, message in (
+        ("[]", "must hold one JSON object"),
+        ('{"model": {"vocab": {}, "merges": [["a"]]}}', "a merge is two tokens, got 'a'"),
+        ('{"model": {"vocab": {}, "merges": [["a", 3]]}}', "must be 0, 1, 2|not in the vocabulary"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.from_pretrained(tmp_path)
+
+
+def test_only_a_tokenizer_like_clips_has_a_counterpart_in_transformers(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="CLIPTokenizer has end_of_word_suffix='</w>'"):
+        tokenizer.save_pretrained(tmp_path / "new", "diffusers")
+    with pytest.raises(ValueError, match="got 'onnx'"):
+        tokenizer.save_pretrained(tmp_path / "new", "onnx")
+    assert not (tmp_path / "new").exists()

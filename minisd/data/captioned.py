@@ -1,10 +1,11 @@
-"""Chapters 7 and 10: pictures with captions, as CLIP and latent diffusion learn from them."""
+"""Chapters 7, 10 and 11: pictures with captions, as CLIP and latent diffusion learn from them."""
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from minisd.data.postcards import Postcards
 from minisd.tokenizer import Tokenizer
 from minisd.vae import AutoencoderKL
 
@@ -57,6 +58,34 @@ class Latents(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.latents[index], self.ids[index]
+
+
+class Mapped(Dataset):
+    """The items of a data set, each with one more entry: the map (h,w) int64 of its postcard.
+
+    `dataset` is made of `postcards`, in their order. Maps are drawn when they are asked for. Raises
+    ValueError if there are not as many of both.
+    """
+
+    def __init__(self, dataset: Dataset, postcards: Postcards):
+        if len(dataset) != len(postcards):
+            raise ValueError(f"{len(dataset)} items come with {len(postcards)} postcards")
+        self.dataset, self.postcards, self.source = dataset, postcards, dataset.source
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
+        """Return the items of a batch; a DataLoader calls this in place of `__getitem__`."""
+        if hasattr(self.dataset, "__getitems__"):
+            items = self.dataset.__getitems__(indices)
+        else:
+            items = [self.dataset[index] for index in indices]
+        maps = self.postcards.masks(indices)
+        return [(*item, labels) for item, labels in zip(items, maps, strict=True)]
 
 
 def check_lengths(captions: list[str], ids: Tensor, tokenizer: Tokenizer) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minisd.compat import declare_torchvision_operators
-from minisd.pretrained import CHECKPOINTS
+from minisd.pretrained import download_folder
 
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -74,13 +74,6 @@ def mnist_root() -> Path | None:
         stacklevel=3,
     )
     return None
-
-
-def download_folder() -> Path:
-    """Return `data/downloads` in the repository, or a cache folder where minisd is installed."""
-    if CHECKPOINTS.parent.name == "data":
-        return CHECKPOINTS.parent / "downloads"
-    return Path.home() / ".cache" / "minisd"
 
 
 def what_is_wrong(root: Path) -> str | None:

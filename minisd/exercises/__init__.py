@@ -11,6 +11,9 @@ from minisd.exercises import (
     ch08,
     ch09,
     ch10,
+    ch11,
+    ch13,
+    ch14,
 )
 from minisd.exercises.checking import Verdict, check
 
@@ -26,5 +29,8 @@ __all__ = [
     "ch08",
     "ch09",
     "ch10",
+    "ch11",
+    "ch13",
+    "ch14",
     "check",
 ]

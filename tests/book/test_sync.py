@@ -19,6 +19,7 @@ CORE = [
     "clip",
     "vae",
     "pipeline",
+    "editing",
     "stable_diffusion",
 ]
 PLUMBING = {  # public names that no chapter shows in full, and why
@@ -29,6 +30,8 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
+    "minisd.tokenizer.read_files": "reads three files",
+    "minisd.tokenizer.settings_for_clip": "writes a file of transformers",
 }
 
 

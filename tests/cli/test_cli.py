@@ -21,6 +21,9 @@ import minisd.recipes
 from minisd import UNet, UNetConfig
 from minisd.cli import main
 from minisd.data.digits import uci_digits
+from minisd.data.postcards import Postcards
+from minisd.maps import MapPipeline, paint_maps
+from minisd.plots import image_grid
 from minisd.pretrained import bundled
 from minisd.recipes import RECIPES, run
 from minisd.schedulers import SAMPLERS
@@ -34,7 +37,7 @@ def command(monkeypatch, capsys, tmp_path):
     for name, recipe in TINY.items():
         short = recipe.changed(steps=10 if recipe.steps else None)
         monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
-    monkeypatch.setattr("minisd.artist.best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("minisd.device.best_device", lambda: torch.device("cpu"))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["minisd", *map(str, arguments)])
@@ -74,6 +77,14 @@ def words(tmp_path_factory):
     """A folder with a tiny pipeline from words to pictures, which has learned nothing."""
     folder = tmp_path_factory.mktemp("models") / "words"
     tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    """A folder with a tiny pipeline that also reads maps, which has learned nothing."""
+    folder = tmp_path_factory.mktemp("models") / "maps"
+    tiny_pipeline(MapPipeline, beside=64).save_pretrained(folder)
     return folder
 
 
@@ -192,6 +203,13 @@ def test_evaluate_keeps_the_scores_when_asked(command, judge, few_digits):
     assert status == 0 and out.startswith("accuracy on 360 unseen digits (UCI digits): ")
     assert "95 % interval" in out
     assert f"- {out.strip()}" in (judge / "card.md").read_text()
+
+
+def test_evaluate_times_a_picture_alone_or_with_the_scores(command, model, judge, few_digits):
+    status, out, _ = command("evaluate", model, "--steps", 2, "--speed")
+    assert status == 0
+    assert re.fullmatch(r"seconds per picture: \d+\.\d\d \(one alone, 2 steps of ddpm; .*\)\n", out)
+    assert "does not draw" in one_line(*command("evaluate", judge, "--speed"))
 
 
 def test_a_tokenizer_is_trained_and_scored_like_a_network(command, tmp_path):
@@ -599,3 +617,36 @@ def test_generate_from_a_picture(command, tmp_path, words, labels):
 def test_generate_needs_a_prompt_for_words(command, tmp_path, words):
     assert "needs a prompt" in one_line(*command("generate", words))
     assert tree(tmp_path) == []
+
+
+# Maps
+
+
+def paint(path, size=32):
+    labels = Postcards("train", 1, size=size).masks()
+    image_grid(paint_maps(labels), scale=1, gap=0).save(path)
+
+
+def test_generate_draws_what_a_map_says(command, tmp_path, maps):
+    paint("map.png")
+    pictures = []
+    for settings in (["--map", "map.png"], ["a red tent", "--map", "map.png"], ["a red tent"]):
+        status, out, _ = command("generate", maps, *settings, "--steps", 2, "-o", "a.png")
+        assert status == 0 and out.startswith("a.png: 1 image of")
+        pictures.append((tmp_path / "a.png").read_bytes())
+    assert len(set(pictures)) == 3
+    assert command("generate", maps, "--map", "map.png", "-n", 3, "--steps", 2)[0] == 0
+
+
+def test_maps_that_cannot_be_followed(command, tmp_path, maps, words):
+    paint("map.png")
+    paint("large.png", 64)
+    Image.new("RGB", (32, 32), "#123456").save("blue.png")
+    for model, file, message in (
+        (maps, "large.png", "a map must be as large as its picture"),
+        (maps, "blue.png", "the map is #123456 at row 0, column 0; its colours are sky #cfe3f5"),
+        (maps, "missing.png", "missing.png does not exist"),
+        (words, "map.png", "does not read maps"),
+    ):
+        assert message in one_line(*command("generate", model, "--map", file))
+    assert not (tmp_path / "grid.png").exists()

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from minisd import Tokenizer, TokenizerConfig
-from minisd.data.captioned import Captioned
+from minisd.data.captioned import Captioned, Mapped
 from minisd.data.postcards import Postcards
 
 
@@ -64,3 +64,27 @@ def test_no_caption_is_cut_short(tokenizer):
     Captioned(Plain(), short)  # exactly three tokens each
     with pytest.raises(ValueError, match="at most 3 tokens, got 5: 'a red tent at night'"):
         Captioned(Plain(), short, ["a red tent", "a red tent at night"])
+
+
+def test_every_item_gets_its_map(postcards, tokenizer):
+    data = Mapped(Captioned(postcards, tokenizer), postcards)
+    assert len(data) == 40 and data.source == "postcards"
+    (images, ids, maps), *_ = DataLoader(data, batch_size=8)
+    assert torch.equal(maps, postcards.masks()[:8])
+    assert torch.equal(images, postcards.images()[:8])
+    for index in (3, -1):
+        image, its_ids, labels = data[index]
+        assert torch.equal(image, postcards[index][0])
+        assert tokenizer.decode(its_ids) == postcards.captions[index]
+        assert torch.equal(labels, postcards.masks([range(40)[index]])[0])
+
+
+def test_maps_for_items_that_come_one_by_one():
+    data = Mapped(Plain(), Postcards("train", 2, size=8))
+    ((images, maps),) = DataLoader(data, batch_size=2)
+    assert images[:, 0, 0, 0].tolist() == [0, 1] and maps.shape == (2, 8, 8)
+
+
+def test_a_map_for_each_item(postcards):
+    with pytest.raises(ValueError, match="2 items come with 40 postcards"):
+        Mapped(Plain(), postcards)

@@ -51,8 +51,6 @@ def pair(request, v15_tokenizer, tmp_path_factory):
     ours = build(tokenizer, SCHEDULERS[request.param], torch.Generator().manual_seed(0))
     folder = tmp_path_factory.mktemp("pipeline")
     ours.save_pretrained(folder, format="diffusers")
-    # the tokenizer's files are as v1.5 has them: minisd's own are for minisd
-    shutil.copytree(v15_tokenizer / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         low_cpu_mem_usage=False,
@@ -118,16 +116,45 @@ def test_image_to_image_is_that_of_diffusers(pair, strength):
     assert a.std() > 0.05 and abs(a - b).max() <= TOLERANCE
 
 
-def test_diffusers_folder_opens_in_minisd(pair, v15_tokenizer, tmp_path):
+@pytest.mark.parametrize("files", ["as transformers 5 writes them", "as v1.5 has them"])
+def test_diffusers_folder_opens_in_minisd(pair, files, v15_tokenizer, tmp_path):
     ours, theirs, _ = pair
     theirs.save_pretrained(tmp_path)
-    # transformers 5 writes another file; v1.5's folder has the two of old
-    shutil.copytree(v15_tokenizer / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
+    assert not (tmp_path / "tokenizer" / "vocab.json").exists()
+    if files == "as v1.5 has them":
+        shutil.rmtree(tmp_path / "tokenizer")
+        shutil.copytree(v15_tokenizer / "tokenizer", tmp_path / "tokenizer")
     again = StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert again.tokenizer.vocab == ours.tokenizer.vocab
+    assert again.tokenizer.ranks == ours.tokenizer.ranks
+    assert again.tokenizer.config == ours.tokenizer.config
     settings = dict(prompt=PROMPTS, num_inference_steps=3, output_type="pt")
     a = again(**settings, generator=torch.Generator().manual_seed(1)).images
     b = ours(**settings, generator=torch.Generator().manual_seed(1)).images
     assert torch.equal(a, b)
+
+
+def test_the_tokenizer_that_diffusers_reads_is_ours(pair):
+    ours, theirs, _ = pair
+    prompts = [*PROMPTS, "", "Ünïcode & 12 tokens, it's <|endoftext|> here", "word " * 100]
+    settings = dict(padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    assert torch.equal(theirs.tokenizer(prompts, **settings).input_ids, ours.tokenizer(prompts))
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_diffusers_half_precision_folder_opens_in_minisd(pair, variant, tmp_path):
+    ours, theirs, _ = pair
+    theirs.save_pretrained(tmp_path, variant=variant)  # named so, and in float32 all the same
+    again = StableDiffusionPipeline.from_pretrained(
+        tmp_path, variant=variant, torch_dtype=torch.bfloat16
+    )
+    assert again.dtype == torch.bfloat16
+    for part in ("unet", "vae", "text_encoder"):
+        wanted = getattr(ours, part).state_dict()
+        for key, tensor in getattr(again, part).state_dict().items():
+            assert torch.equal(tensor, wanted[key].bfloat16())
+    with pytest.raises(ValueError, match=rf"there is .*{variant}\.safetensors: see `variant`"):
+        StableDiffusionPipeline.from_pretrained(tmp_path)
 
 
 def test_a_safety_checker_is_not_loaded_and_that_is_said(pair, tmp_path):
@@ -150,7 +177,9 @@ def test_transformers_reads_the_text_encoder(pair):
     assert difference.abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("fault", ["padding", "empty prompt", "guidance", "scaling"])
+@pytest.mark.parametrize(
+    "fault", ["padding", "empty prompt", "guidance", "scaling", "steps_offset"]
+)
 def test_a_planted_fault_is_found(pair, fault, monkeypatch):
     ours, theirs, _ = pair
     settings = dict(prompt=PROMPTS, num_inference_steps=3)
@@ -159,6 +188,9 @@ def test_a_planted_fault_is_found(pair, fault, monkeypatch):
         monkeypatch.setattr(ours.tokenizer, "pad_token_id", 0)
     if fault == "scaling":
         monkeypatch.setattr(ours.vae, "config", VAEConfig(32, channels=(8, 8, 16), patch_size=1))
+    if fault == "steps_offset":
+        scheduler = type(ours.scheduler).from_config(ours.scheduler.config | {"steps_offset": 0})
+        monkeypatch.setattr(ours, "scheduler", scheduler)
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     settings_ours = settings | changed.get(fault, {})
     a = ours(**settings_ours, generator=generators[0], output_type="np").images

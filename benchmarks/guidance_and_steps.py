@@ -1,0 +1,123 @@
+"""Guidance and steps, swept on one model: prompts obeyed, CLIP score, FID, and what they cost.
+
+    python benchmarks/guidance_and_steps.py [--samples 200] [--save]
+
+Prints one table. With `--save` the rows are kept beside the checkpoint, as `sweeps.json`: chapter
+12 draws its figures from them, and an interrupted run goes on from there. Every row gets the same
+captions, `--samples` of seen and as many of held-out combinations, and the same noise. FID is
+measured as by `minisd evaluate`, and compares only at equal numbers of samples.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minisd import CLIP, Tokenizer
+from minisd.data.postcards import JUDGED, Postcards
+from minisd.evaluation import (
+    POSTCARDS_CLIP,
+    POSTCARDS_JUDGE,
+    SPLITS,
+    TOKENIZER,
+    UNSEEN_SEED,
+    EvaluationSettings,
+    draw,
+)
+from minisd.files import read_json, write_json
+from minisd.metrics import (
+    Judge,
+    bootstrap_interval,
+    clip_scores,
+    frechet_distance,
+    in_batches,
+    judge_answers,
+)
+from minisd.pretrained import locate
+
+MODEL, FILE = "postcards", "sweeps.json"
+USUAL = (4.0, 25)  # guidance scale, steps
+ROWS = [(scale, USUAL[1]) for scale in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)]
+ROWS += [(USUAL[0], steps) for steps in (1, 2, 3, 5, 8, 12, 50)]
+
+
+def real_features(judge: Judge, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features of the postcards whose captions are drawn, and of as many others."""
+    return tuple(
+        in_batches(judge.features, torch.cat([Postcards(s, n, seed).images() for s in SPLITS]))
+        for seed in (UNSEEN_SEED, UNSEEN_SEED + 1)
+    )
+
+
+def measure(model: str | Path, judge: Judge, real: tuple, row: tuple[float, int], n: int) -> dict:
+    """Draw the captions of both splits at one guidance scale and number of steps, and score."""
+    scale, steps = row
+    clip, tokenizer = CLIP.from_pretrained(POSTCARDS_CLIP), Tokenizer.from_pretrained(TOKENIZER)
+    settings = EvaluationSettings(n, seed=0, steps=steps, guidance=scale)
+    result = {"scale": scale, "steps": steps, "calls": steps * (1 + (scale != 1)), "samples": n}
+    pictures, cosines, seconds = [], [], 0.0
+    for split in SPLITS:
+        data = Postcards(split, n, seed=UNSEEN_SEED)
+        start = time.perf_counter()
+        images, _ = draw(locate(model), settings, data.full_captions)
+        seconds += time.perf_counter() - start
+        right = judge_answers(judge, images) == data.labels
+        result[split] = {"all": int(right.all(dim=1).sum())}
+        result[split] |= dict(zip(JUDGED, right.sum(dim=0).tolist(), strict=True))
+        pictures.append(images)
+        cosines.append(clip_scores(clip, tokenizer, images, data.full_captions))
+    features, cosines = in_batches(judge.features, torch.cat(pictures)), torch.cat(cosines)
+    generator = torch.Generator().manual_seed(0)
+    return result | {
+        "clip": float(cosines.mean()),
+        "clip_interval": bootstrap_interval(
+            lambda rows: float(rows.mean()), cosines, generator=generator
+        ),
+        "fid": frechet_distance(features, real[0]),
+        "fid_interval": bootstrap_interval(
+            lambda rows: frechet_distance(rows, real[0]), features, generator=generator
+        ),
+        "fid_real": frechet_distance(real[1], real[0]),
+        "milliseconds": 1000 * seconds / len(features),
+    }
+
+
+def main() -> None:
+    """Measure all rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=MODEL, help="a text-to-image checkpoint of postcards")
+    parser.add_argument("--samples", type=int, default=200, help="captions of each kind")
+    parser.add_argument("--save", action="store_true", help=f"keep the rows in {FILE}")
+    arguments = parser.parse_args()
+
+    folder, n = locate(arguments.model), arguments.samples
+    judge, path = Judge.from_pretrained(POSTCARDS_JUDGE), folder / FILE
+    head = {"model": read_json(folder / "training.json")["commit"], "samples": n, "seed": 0}
+    kept = head | {"rows": []}
+    if arguments.save and path.exists() and read_json(path).items() >= head.items():
+        kept = read_json(path)
+    done = {(row["scale"], row["steps"]) for row in kept["rows"]}
+    real = real_features(judge, n)
+    for row in tqdm([row for row in ROWS if row not in done]):
+        kept["rows"].append(json.loads(json.dumps(measure(folder, judge, real, row, n))))
+        if arguments.save:
+            write_json(path, kept)
+
+    print(f"{arguments.model}, {n} captions of each kind; ", end="")
+    print(f"FID of as many real postcards: {kept['rows'][0]['fid_real']:.2f}")
+    print("| guidance | steps | calls | seen | held-out | CLIP score | FID | 95 % | ms/image |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---|---:|")
+    for row in sorted(kept["rows"], key=lambda row: (row["steps"], row["scale"])):
+        low, high = row["fid_interval"]
+        shares = " | ".join(f"{row[split]['all'] / n:.1%}" for split in SPLITS)
+        print(
+            f"| {row['scale']:g} | {row['steps']} | {row['calls']} | {shares} | {row['clip']:.3f} "
+            f"| {row['fid']:.2f} | {low:.2f} to {high:.2f} | {row['milliseconds']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""How well inpainting works: another subject in each of 200 unseen postcards.
+
+    python benchmarks/inpainting.py [--samples 200] [--save]
+
+Prints one table: how often the judge sees the subject that was asked for, and how far the pixels
+outside of the mask are from the original, beside what the autoencoder alone changes there. `--save`
+keeps the scores in the card of the model.
+"""
+
+import argparse
+
+from minisd.cards import add_scores
+from minisd.evaluation import EvaluationSettings
+from minisd.inpainting import evaluate_inpainting
+from minisd.pretrained import locate
+
+MODEL = "postcards"
+
+
+def main() -> None:
+    """Measure, print, and keep the scores if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+    folder = locate(MODEL)
+    scores = evaluate_inpainting(folder, EvaluationSettings(n=arguments.samples))
+    for name, score in scores.items():
+        print(f"{name:48} {score}")
+    if arguments.save:
+        add_scores(folder, scores)
+
+
+if __name__ == "__main__":
+    main()

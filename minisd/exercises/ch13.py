@@ -1,0 +1,171 @@
+"""Checkers for the exercises of chapter 13, growing up."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
+from minisd.full_size import random_tensor
+from minisd.unet import UNet, UNetConfig
+from minisd.weights import vae_upgrade
+
+ORIGINAL = {  # inside a ResnetBlock: minisd -> the file of 2022
+    "norm_1": "in_layers.0",
+    "conv_1": "in_layers.2",
+    "time_proj": "emb_layers.1",
+    "norm_2": "out_layers.0",
+    "conv_2": "out_layers.3",
+    "shortcut": "skip_connection",
+}
+
+
+@exercise("13.1")
+def original_name(answer: Callable) -> None:
+    """Ask for every tensor of a ResnetBlock on the way down, and one on the way up."""
+    for place, theirs in (("down.0", "input_blocks.1.0"), ("up.11", "output_blocks.11.0")):
+        for layer, name in ORIGINAL.items():
+            for kind in ("weight", "bias"):
+                ours = f"{place}.resnet.{layer}.{kind}"
+                wanted, got = f"{theirs}.{name}.{kind}", answer(ours)
+                if got == wanted:
+                    continue
+                hint = "Compare with the tables of the appendix, block by block."
+                if isinstance(got, str) and got == wanted.replace(
+                    "input_blocks.1.", "input_blocks.0."
+                ):
+                    hint = "Their input block 0 is conv_in: on the way down they count from 1."
+                elif isinstance(got, str) and place.split(".")[0] in got.split("."):
+                    hint = "The way is named, too: input_blocks and output_blocks."
+                raise Wrong(f"{ours} is {wanted} there, not {got!r}. {hint}")
+
+
+class LargestTensor(TorchFunctionMode):
+    """Notes the most numbers that any function of torch has returned in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@exercise("13.2")
+def attention_in_slices(answer: Callable) -> None:
+    """Compare with all at once, and watch how large the matrix of weights gets."""
+    generator = seeded(1)
+    for n, m, rows in ((64, 64, 16), (50, 77, 16), (9, 5, 1), (7, 40, 100)):
+        q = torch.randn(2, 3, n, 4, generator=generator)
+        k, v = torch.randn(2, 2, 3, m, 4, generator=generator)
+        with LargestTensor() as largest:
+            got = answer(q.clone(), k.clone(), v.clone(), rows)
+        right = F.scaled_dot_product_attention(q, k, v)
+        hint = "Softmax runs over the keys, so each query's row can be computed by itself."
+        if n % rows:
+            hint = "The last slice may be shorter than the others."
+        expect_close(got, right, f"The answer for {n} queries, {rows} at a time,", hint, 1e-5)
+        allowed = max(2 * 3 * min(rows, n) * m, q.numel(), k.numel())
+        if largest.numbers > allowed:
+            raise Wrong(
+                f"A tensor of {largest.numbers:,} numbers was made: with {rows} queries at a time "
+                f"{allowed:,} are enough. Slice the queries before you multiply."
+            )
+
+
+def agreeing(seed: int) -> UNet:
+    """Return a small U-Net none of whose branches is silent."""
+    unet = UNet(UNetConfig(8, 2, 2, (8, 16), (True, False), 1, 2, 4, context_dim=6)).eval()
+    tensors = {key: random_tensor(key, t.shape, seed) for key, t in unet.state_dict().items()}
+    unet.load_state_dict(tensors)
+    return unet
+
+
+def wrong_eps(layer: nn.Module) -> None:
+    """Plant an eps that is much too large."""
+    layer.eps = 1e-1
+
+
+def wrong_weight(layer: nn.Module) -> None:
+    """Plant weights that are shifted by one channel."""
+    layer.weight.data = layer.weight.data.roll(1, dims=0)
+
+
+FAULTS = {
+    "down.0.attention.block.norm_2": wrong_eps,
+    "up.1.resnet.conv_1": wrong_weight,
+    "mid.resnet_1.norm_1": wrong_eps,
+    "time_embedding.linear_2": wrong_weight,
+    "norm_out": wrong_eps,
+}
+
+
+@exercise("13.3")
+@torch.no_grad()
+def first_difference(answer: Callable) -> None:
+    """Plant faults in a copy, one after the other, and ask where it is."""
+    for seed, (where, plant) in enumerate(FAULTS.items()):
+        right = agreeing(seed)
+        faulty = copy.deepcopy(right)
+        plant(faulty.get_submodule(where))
+        generator = seeded(seed)
+        x = torch.randn(1, 2, 8, 8, generator=generator)
+        context = torch.randn(1, 3, 6, generator=generator)
+        inputs = (x, torch.tensor(7), context)
+        got = answer(right, faulty, *inputs)
+        if got == where:
+            continue
+        hint = "Note the name of each module when its forward ends, and its output."
+        if got == "":
+            hint = "That is the whole network: it ends last, after all its layers."
+        elif isinstance(got, str) and where.startswith(f"{got}."):
+            hint = "The fault is inside that one: a module ends after the layers in it."
+        elif isinstance(got, str) and got in dict(right.named_modules()):
+            hint = "Go by the order in which they end, not by that of named_modules()."
+        raise Wrong(f"The fault was planted in {where}, not in {got!r}. {hint}")
+    right = agreeing(0)
+    if answer(right, copy.deepcopy(right), *inputs) is not None:
+        raise Wrong("Two equal networks differ nowhere: return None.")
+    hooked = [name for name, module in right.named_modules() if module._forward_hooks]
+    if hooked:
+        raise Wrong(f"Hooks were left behind on {len(hooked)} modules: remove them at the end.")
+
+
+@exercise("13.4")
+def old_file(answer: Callable) -> None:
+    """Compare with the names and shapes of today, tensor by tensor."""
+    generator = seeded(4)
+    old = {}
+    for half in ("encoder", "decoder"):
+        for name in ("query", "key", "value", "proj_attn"):
+            prefix = f"{half}.mid_block.attentions.0.{name}"
+            shape = (8, 8) if half == "encoder" else (8, 8, 1, 1)
+            old[f"{prefix}.weight"] = torch.randn(shape, generator=generator)
+            old[f"{prefix}.bias"] = torch.randn(8, generator=generator)
+        old[f"{half}.mid_block.resnets.0.conv_shortcut.weight"] = torch.randn(
+            8, 4, 1, 1, generator=generator
+        )
+    old["quant_conv.weight"] = torch.randn(8, 8, 1, 1, generator=generator)
+    wanted, got = vae_upgrade(old), answer(dict(old))
+    if not isinstance(got, dict):
+        raise Wrong(f"Return a dictionary of tensors, not {type(got).__name__}.")
+    for what, names in (
+        ("missing", wanted.keys() - got.keys()),
+        ("new", got.keys() - wanted.keys()),
+    ):
+        if names:
+            raise Wrong(
+                f"{len(names)} names are {what}, {min(names)} for one. It is to_q, to_k, to_v and "
+                "to_out.0 now, in the attention only."
+            )
+    for name, right in wanted.items():
+        hint = (
+            "Only the attention's 1 x 1 convolutions became linear layers; other convolutions stay."
+        )
+        expect_close(got[name], right, name, hint, tolerance=0.0)

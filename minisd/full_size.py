@@ -1,0 +1,185 @@
+"""Chapters 13 and 14: Stable Diffusion v1.5 in true size: random weights, and where real ones are.
+
+Weights under a licence are not part of this package. Random ones of the same shapes cost as much
+to load and to run, which is all that a test of speed, memory or agreement needs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from minisd.clip import CLIPTextConfig, CLIPTextModel
+from minisd.device import best_device
+from minisd.pretrained import SD15, TERMS, Pretrained, Unfilled, copies
+from minisd.schedulers import PNDMScheduler
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
+from minisd.tokenizer import Tokenizer, TokenizerConfig
+from minisd.unet import UNet, UNetConfig
+from minisd.vae import AutoencoderKL, VAEConfig
+
+SMALL = "postcards"  # the same system, small enough for every computer
+NETWORKS: dict[str, type[Pretrained]] = {
+    "text_encoder": CLIPTextModel, "unet": UNet, "vae": AutoencoderKL,
+}  # fmt: skip
+CONFIGS = {
+    "text_encoder": CLIPTextConfig.SD15, "unet": UNetConfig.SD15, "vae": VAEConfig.SD15,
+}  # fmt: skip
+
+
+def random_tensor(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
+    """Draw the tensor `name` of a network, the same one for the same seed, whoever asks and when.
+
+    Weights keep the size of what flows through them, biases are small, and the weights of norms
+    near 1: no branch of the network is silent, as some are before training.
+    """
+    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
+    tensor = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return tensor.div_(math.sqrt(math.prod(shape[1:])))
+    return tensor.mul_(0.1).add_(float("norm" in name and name.endswith("weight")))
+
+
+def random_network(
+    part: str, seed: int = 0, torch_dtype: torch.dtype = torch.float32
+) -> UNet | AutoencoderKL | CLIPTextModel:
+    """Build one of v1.5's NETWORKS with random weights, of which there is never a second copy."""
+    with torch.device("meta"), Unfilled():
+        network = NETWORKS[part](CONFIGS[part])
+    tensors = {
+        name: random_tensor(name, like.shape, seed).to(torch_dtype)
+        for name, like in network.state_dict().items()
+    }
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()
+
+
+def random_sd15(seed: int = 0, torch_dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """Build all of Stable Diffusion v1.5 without a download: true sizes, random weights.
+
+    It takes 4.3 GB of memory, half of that in float16 or bfloat16. What it draws means nothing.
+    """
+    networks = {part: random_network(part, seed, torch_dtype) for part in NETWORKS}
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        skip_prk_steps=True, set_alpha_to_one=False,
+    )  # fmt: skip
+    return StableDiffusionPipeline(stand_in_tokenizer(), **networks, scheduler=scheduler)
+
+
+def stand_in_tokenizer() -> Tokenizer:
+    """Return a tokenizer with as many tokens as CLIP's, most of them pairs of bytes.
+
+    CLIP's own vocabulary is part of the download. This one loses nothing, but cuts words finely.
+    """
+    config = TokenizerConfig.CLIP
+    alphabet = config.alphabet()  # 256 bytes, then the same at the end of a word
+    room = CLIPTextConfig.SD15.vocab_size - len(alphabet) - len(config.special_tokens)
+    merges = list(islice(product(alphabet[:256], alphabet[256:]), room))
+    tokens = [*alphabet, *map("".join, merges), *config.special_tokens]
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, config)
+
+
+@contextmanager
+def on_demand(model: nn.Module, fetch: Callable[[str, torch.Size], Tensor]) -> Iterator[None]:
+    """Run a model of the meta device: the weights of a layer exist only while it computes.
+
+    `fetch` is given the name and the shape of a weight, and brings it.
+    """
+    hooks = []
+    for path, layer in model.named_modules():
+        empty = dict(layer.named_parameters(recurse=False))
+
+        def bring(layer: nn.Module, _, path: str = path, empty: dict = empty) -> None:
+            for name, p in empty.items():
+                weight = fetch(f"{path}.{name}", p.shape)
+                setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+
+        def drop(layer: nn.Module, *_, empty: dict = empty) -> None:
+            for name, p in empty.items():
+                setattr(layer, name, p)
+
+        if empty:
+            hooks += [layer.register_forward_pre_hook(bring), layer.register_forward_hook(drop)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def find_weights(variant: str | None = None) -> Path | None:
+    """Return a folder with all that v1.5 needs, or None; nothing is downloaded.
+
+    It is looked for in `minisd.pretrained.copies()`, then in the hub's cache. `variant="fp16"`
+    asks for the half-precision files.
+    """
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
+
+    folders = [folder / SD15 for folder in copies()]
+    cached = try_to_load_from_cache(SD15, INDEX)
+    if isinstance(cached, str):
+        folders.append(Path(cached).parent)
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    files = [INDEX, "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
+    for part, kind in NETWORKS.items():
+        weights = kind.diffusers_format.file.removesuffix(".safetensors") + ending
+        files += [f"{part}/config.json", f"{part}/{weights}"]
+    return next((f for f in folders if all((f / file).is_file() for file in files)), None)
+
+
+def weights_are_here(variant: str | None = None) -> bool:
+    """Whether v1.5 can be loaded without a network; see `find_weights`."""
+    return find_weights(variant) is not None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the last chapter runs on: a pipeline, where its files are, a device and a precision."""
+
+    name: str
+    source: str | Path  # what is loaded; a folder or a bundled name is never downloaded
+    device: torch.device
+    dtype: torch.dtype
+    variant: str | None
+    why: str
+
+    @property
+    def full_size(self) -> bool:
+        """Whether this is Stable Diffusion v1.5 itself, with its trained weights."""
+        return self.name == SD15
+
+    def __str__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.name} on {self.device}, in {precision}: {self.why}"
+
+    def load(self) -> StableDiffusionPipeline:
+        """Return the pipeline, where it is to run."""
+        pipe = StableDiffusionPipeline.from_pretrained(self.source, self.dtype, self.variant)
+        return pipe.to(self.device)
+
+
+def set_stage(download: bool = False) -> Stage:
+    """Choose v1.5 where there are a GPU and its weights, else the book's postcards.
+
+    Nothing is downloaded unless `download` says that it may be; see `minisd.pretrained.TERMS`.
+    """
+    device = best_device()
+    if device.type == "cpu":
+        why = "without a GPU v1.5 would take many minutes for a picture"
+        return Stage(SMALL, SMALL, device, torch.float32, None, why)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    for variant in ("fp16", None):  # the smaller files first
+        if folder := find_weights(variant):
+            return Stage(SD15, folder, device, dtype, variant, f"its weights are in {folder}")
+    if download:
+        why = f"its weights will be downloaded. {TERMS[SD15]}"
+        return Stage(SD15, SD15, device, dtype, "fp16", why)
+    why = f"there is a GPU, but the weights of v1.5 are not here. {TERMS[SD15]}"
+    return Stage(SMALL, SMALL, device, torch.float32, None, why)
