@@ -2,9 +2,10 @@
 
     python benchmarks/inpainting.py [--samples 200] [--save]
 
-Prints one table: how often the judge sees the subject that was asked for, and how far the pixels
-outside of the mask are from the original, beside what the autoencoder alone changes there. `--save`
-keeps the scores in the card of the model.
+Prints one table: how often the judge sees the subject that was asked for; how far the pixels
+outside of the mask are from the original, at the end and before they are put back, beside what the
+autoencoder alone changes there; and how far pixels jump across the edge of the mask, beside the
+original and a picture drawn alone and pasted. `--save` keeps the scores in the card of the model.
 """
 
 import argparse

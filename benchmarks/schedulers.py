@@ -52,7 +52,7 @@ def make(model: str, sampler: str, settings: dict, theirs: bool = False):
         return ours
     import diffusers
 
-    return getattr(diffusers, kind.__name__)(**ours.config)
+    return getattr(diffusers, kind.__name__).from_config(ours.config)
 
 
 def draw(unet, scheduler, steps: int, n: int, precision: torch.dtype):

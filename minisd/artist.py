@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minisd.conditioning import label_context
+from minisd.device import draw_noise
 from minisd.files import read_json
 from minisd.maps import MapPipeline
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
@@ -75,12 +76,17 @@ class Artist:
             if guidance != 1:
                 unet = ClassifierFreeGuidance(unet, empty, guidance)
         shape = (n, c.in_channels, c.sample_size, c.sample_size)
-        x = torch.randn(shape, generator=generator, device=self.device)
+        x = draw_noise(shape, generator, self.device)
         yield from denoise(unet, self.scheduler, x, steps, generator, context)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Return what the model draws in (b,c,h,w) as images in [-1,1]."""
-        return x if self.pipeline is None else 2 * self.pipeline.decode(x) - 1
+    def decode(self, x: Tensor, **editing: Any) -> Tensor:
+        """Return what the model draws in (b,c,h,w) as images in [-1,1].
+
+        With a `mask` among `editing`, what is black in it are the pixels of its `image`.
+        """
+        if self.pipeline is None:
+            return x
+        return 2 * self.pipeline.decode(x, editing.get("image"), editing.get("mask")) - 1
 
     def draw(
         self,
@@ -104,7 +110,7 @@ class Artist:
                 part, b, steps, generator, guidance, negative, layout, **editing
             ):
                 x = state.x
-            yield self.decode(x).cpu()
+            yield self.decode(x, **editing).cpu()
 
     def check_prompts(self, prompts: Sequence[str] | None, n: int, negative: str) -> None:
         """Raise ValueError unless there are as many prompts as the model needs."""

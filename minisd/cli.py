@@ -159,8 +159,8 @@ def generate(
     else:
         states = artist.states(prompts, n, steps, generator, guidance, negative, **editing)
         states = list(tqdm(states, total=steps, unit="step", delay=0.1))
-        frames = [image_grid(artist.decode(state.x_start), columns) for state in states]
-        images = artist.decode(states[-1].x).cpu()
+        frames = [image_grid(artist.decode(state.x_start, **editing), columns) for state in states]
+        images = artist.decode(states[-1].x, **editing).cpu()
         save_gif(animate, frames)
     sheets = [images] if grid else images.split(1)
     for i, sheet in enumerate(sheets):

@@ -52,6 +52,14 @@ def redraw(
         yield state._replace(x=x)
 
 
+def paste(images: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Put the pixels of an image back into images (b,c,h,w), wherever the mask is below 0.5.
+
+    The image is (b or 1,c,h,w), the mask (b or 1,1,h,w): as fine as its pixels, not as the latents.
+    """
+    return torch.where(mask.to(images.device) >= 0.5, images, image.to(images))
+
+
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """Return the noise at `share` of the way from a to b, (b,c,h,w) both, along a sphere.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from minisd.artist import Artist
 from minisd.data.postcards import ATTRIBUTES, LAYERS, Postcards, Scenes, masks
 from minisd.data.postcards.captions import canonical
+from minisd.editing import paste
 from minisd.evaluation import (
     POSTCARDS_JUDGE,
     UNSEEN_SEED,
@@ -19,15 +21,17 @@ from minisd.evaluation import (
     in_words,
     reconstructed,
 )
-from minisd.metrics import Accuracy, Judge, bootstrap_interval, judge_answers
+from minisd.metrics import Accuracy, Judge, bootstrap_interval, in_batches, judge_answers
 from minisd.stable_diffusion import StableDiffusionPipeline
 
 
 def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score inpainting: in each of n unseen postcards, another subject instead of its own.
 
-    The mask is a box around both; all else is to stay. Outside of it, the distance from the
-    original is compared with what the autoencoder alone, without any drawing, changes there.
+    The mask is a box around both; all else is to stay. What the decoder changes there, before the
+    pixels are put back, is compared with what the autoencoder alone, without any drawing, changes;
+    the jump of the pixels across the edge, with that of the original, and of a picture that was
+    drawn without its surroundings and pasted.
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, artist = Judge.from_pretrained(name), Artist(str(folder), settings.sampler)
@@ -38,34 +42,49 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     asked, images = other_subjects(data.scenes, generator), data.images()
     boxes = boxes_around(data.scenes, asked, vae.config.downscale)
     jobs = tqdm(zip(images, boxes, asked, strict=True), total=settings.n, delay=1)
-    drawn = [
+    latents = [
         inpaint(pipeline, image, box, canonical(scene), settings, generator)
         for image, box, scene in jobs
     ]
-    drawn = torch.cat(drawn)
-    decoded = reconstructed(vae, images)
+    drawn = in_batches(lambda part: 2 * pipeline.decode(part) - 1, torch.cat(latents))
+    alone = 2 * draw(
+        pipeline, [*map(canonical, asked)], settings, generator,
+        height=images.shape[2], width=images.shape[3], output_type="pt",
+    ) - 1  # fmt: skip
+    pasted, cut_out = (paste(each, images, boxes) for each in (drawn, alone))
     labels = data.labels.clone()
     labels[:, 0] = asked.subject
-    right = judge_answers(judge, drawn) == labels
-    errors = torch.stack(  # (n,2): of what was drawn, and of the autoencoder
-        [((each - images).square() * (1 - boxes)).sum((1, 2, 3)) for each in (drawn, decoded)],
+    right = judge_answers(judge, pasted) == labels
+    errors = torch.stack(  # (n,3), squared
+        [
+            ((each - images) / 2 * (1 - boxes)).square().sum((1, 2, 3))
+            for each in (drawn, reconstructed(vae, images), pasted)
+        ],
         dim=1,
     )
+    jumps = torch.stack([seam(each, boxes) for each in (pasted, images, cut_out)], dim=1)  # (n,3)
 
     def ratio(rows: Tensor) -> float:
-        ours, least = rows.sum(dim=0).sqrt()
-        return float(ours / least)
+        ours, theirs, _ = rows.sum(dim=0)
+        return float(ours / theirs)
 
-    low, high = bootstrap_interval(ratio, errors, generator=generator)
-    ours, least = (errors.sum(dim=0) / (3 * (1 - boxes).sum())).sqrt() / 2  # of 1
+    low, high = (value**0.5 for value in bootstrap_interval(ratio, errors, generator=generator))
+    low_jump, high_jump = bootstrap_interval(ratio, jumps, generator=generator)
+    before, least, after = (errors.sum(dim=0) / (3 * (1 - boxes).sum())).sqrt()
+    jump, usual, wound = jumps.mean(dim=0)
     return {
         f"inpainting, another subject, {settings.n:,} postcards": in_words(
             Accuracy(int(right[:, 0].sum()), settings.n)
         ),
         "inpainting, all attributes": in_words(Accuracy(int(right.all(1).sum()), settings.n)),
         "inpainting, error outside of the mask": (
-            f"{ours:.4f} of 1, {ratio(errors):.2f} times that of the autoencoder alone, {least:.4f}"
-            f" (95 % interval {low:.2f} to {high:.2f})"
+            f"{after:.4f} of 1; before the pixels are put back {before:.4f}, "
+            f"{ratio(errors) ** 0.5:.2f} times that of the autoencoder alone, {least:.4f} "
+            f"(95 % interval {low:.2f} to {high:.2f})"
+        ),
+        "inpainting, jump across the edge of the mask": (
+            f"{jump:.4f} of 1, {ratio(jumps):.2f} times that of the original, {usual:.4f} "
+            f"(95 % interval {low_jump:.2f} to {high_jump:.2f}); drawn alone and pasted {wound:.4f}"
         ),
     }
 
@@ -78,18 +97,42 @@ def inpaint(
     settings: EvaluationSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw what the prompt says inside a box (1,h,w) of an image (3,h,w): (1,3,h,w) in [-1,1]."""
-    out = pipeline(
+    """Draw what the prompt says inside a box (1,h,w) of an image (3,h,w) in [-1,1].
+
+    Return the latents (1,c,h/8,w/8): in the decoded picture, no pixel is put back.
+    """
+    editing = dict(image=(image + 1) / 2, strength=1.0, mask=box)
+    return draw(pipeline, prompt, settings, generator, output_type="latent", **editing)
+
+
+def draw(
+    pipeline: StableDiffusionPipeline,
+    prompt: str | list[str],
+    settings: EvaluationSettings,
+    generator: torch.Generator,
+    **others: Any,
+) -> Tensor:
+    """Return what the pipeline draws, in the steps and with the guidance of the settings."""
+    return pipeline(
         prompt,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         generator=generator,
-        output_type="pt",
-        image=(image + 1) / 2,
-        strength=1.0,
-        mask=box,
-    )
-    return 2 * out.images - 1
+        **others,
+    ).images
+
+
+def seam(images: Tensor, masks: Tensor) -> Tensor:
+    """Return how far images (n,c,h,w) in [-1,1] jump across the edge of their masks (n,1,h,w).
+
+    It is the mean difference (n,), of 1, of two neighbouring pixels of which one is in the mask.
+    """
+    jumps, edges = 0, 0
+    for dim in (2, 3):
+        edge = masks.diff(dim=dim).abs()  # 1 between two such pixels
+        jumps = jumps + (images.diff(dim=dim).abs() / 2 * edge).mean(dim=1).sum((1, 2))
+        edges = edges + edge.sum((1, 2, 3))
+    return jumps / edges
 
 
 def other_subjects(scenes: Scenes, generator: torch.Generator) -> Scenes:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
-from minisd.editing import redraw
+from minisd.device import draw_noise
+from minisd.editing import paste, redraw
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import check_format, locate
@@ -259,7 +260,8 @@ class StableDiffusionPipeline:
 
         With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it, in
         its size, and the wilder the higher `strength`; with a `mask` (PIL, or (h,w) in [0,1]) only
-        what is white in it is drawn anew. Raises ValueError for what does not fit.
+        what is white in it is drawn anew, and what is black keeps its pixels (among `latent`, the
+        places of which no pixel is white). Raises ValueError for what does not fit.
         """
         if output_type not in get_args(OutputType):
             known = ", ".join(get_args(OutputType))
@@ -272,14 +274,22 @@ class StableDiffusionPipeline:
             latents = state.x
         if output_type == "latent":
             return PipelineOutput(latents)
-        return PipelineOutput(as_type(self.decode(latents), output_type))
+        return PipelineOutput(as_type(self.decode(latents, image, mask), output_type))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return the images (b,3,h,w) in [0,1] of latents (b,c,h/8,w/8)."""
+    def decode(
+        self, latents: Tensor, image: Picture | None = None, mask: Picture | None = None
+    ) -> Tensor:
+        """Return the images (b,3,h,w) in [0,1] of latents (b,c,h/8,w/8).
+
+        With a `mask`, what is black in it are the pixels of `image`: the decoder would change them.
+        """
         parts = latents.split(1) if self.vae_slicing else [latents]
         images = torch.cat([self.vae.decode(part).float() for part in parts])
-        return (images / 2 + 0.5).clamp(0, 1)
+        images = (images / 2 + 0.5).clamp(0, 1)
+        if mask is None:
+            return images
+        return paste(images, as_tensor(image, "RGB"), as_tensor(mask, "L"))
 
     def latent_shape(self, b: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Return the shape of the latents of b pictures of that size in pixels."""
@@ -298,8 +308,7 @@ class StableDiffusionPipeline:
     ) -> Tensor:
         """Draw noise, or check and take the latents that were given for it."""
         if latents is None:
-            where = generator.device if generator is not None else self.device
-            latents = torch.randn(shape, generator=generator, device=where, dtype=self.dtype)
+            latents = draw_noise(shape, generator, self.device, self.dtype)
         if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
             b, c = shape[:2]
             raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.device import draw_noise
 from minisd.layers import ResnetBlock, SelfAttention2d, Upsample
 from minisd.pretrained import Pretrained
 from minisd.weights import VAE_FORMAT
@@ -158,10 +159,9 @@ class DiagonalGaussian:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw latents (b,c,h,w), through which gradients pass. Kingma 2014, section 2.4."""
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )
-        return self.mean + (0.5 * self.logvar).exp() * noise
+        mean = self.mean
+        noise = draw_noise(mean.shape, generator, mean.device, mean.dtype)
+        return mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Tensor:
         """Return the most likely latents (b,c,h,w), which are the mean."""

@@ -45,6 +45,7 @@ class Scheduler:
     init_noise_sigma: ClassVar[float] = 1.0  # the standard deviation of x_T
 
     def __post_init__(self):
+        self.unused: dict[str, Any] = {}
         for name, kind in (
             ("prediction_type", PredictionType),
             ("timestep_spacing", TimestepSpacing),
@@ -161,15 +162,16 @@ class Scheduler:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings by name."""
-        return asdict(self)
+        """The settings by name, with those that came with them and only other kinds use."""
+        return self.unused | asdict(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build a scheduler from settings, also from those of another kind of scheduler.
 
-        How another scheduler of minisd steps is left out; what the two share is kept, the spacing
-        too. Raises ValueError for a setting that this kind does not implement and that is on.
+        What the two share is kept, the spacing too. How only another scheduler of minisd steps has
+        no effect and stays in `config`, for the next one. Raises ValueError for a setting that this
+        kind does not implement and that is on.
         """
         given = {
             name: value
@@ -186,7 +188,9 @@ class Scheduler:
         }
         if active:
             raise ValueError(f"{cls.__name__} does not implement {active}")
-        return cls(**{name: value for name, value in given.items() if name in own})
+        scheduler = cls(**{name: value for name, value in given.items() if name in own})
+        scheduler.unused = {name: given[name] for name in given if name in others - own}
+        return scheduler
 
     @classmethod
     def from_pretrained(cls, name: str | Path, subfolder: str = "") -> Self:

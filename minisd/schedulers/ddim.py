@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minisd.device import draw_noise
 from minisd.schedulers.base import Scheduler, StepOutput
 from minisd.schedules import to_noise
 
@@ -49,6 +50,6 @@ class DDIMScheduler(Scheduler):
         direction = left.sqrt() * eps_pred  # towards x_t
         x_prev = alpha_bar_prev.sqrt() * x_start + direction  # DDIM eq. 12
         if eta > 0:
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            noise = draw_noise(x.shape, generator, x.device, x.dtype)
             x_prev = x_prev + std * noise
         return StepOutput(x_prev, x_start)

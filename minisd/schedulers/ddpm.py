@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from minisd.device import draw_noise
 from minisd.schedulers.base import Scheduler, StepOutput
 
 
@@ -51,7 +52,7 @@ class DDPMScheduler(Scheduler):
         variance = beta
         if self.variance_type == "fixed_small":
             variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # DDPM eq. 7
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = draw_noise(x.shape, generator, x.device, x.dtype)
         return StepOutput(mean + variance.clamp(min=1e-20).sqrt() * noise, x_start)
 
     def previous_timestep(self, t: int) -> int:

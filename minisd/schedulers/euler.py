@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from minisd.device import draw_noise
 from minisd.schedulers.base import StepOutput
 from minisd.schedulers.sigma import SigmaScheduler
 
@@ -77,5 +78,5 @@ class EulerAncestralDiscreteScheduler(EulerDiscreteScheduler):
         sigma_down = sigma_next**2 / sigma
         sigma_up = (sigma_next**2 - sigma_down**2) ** 0.5  # variances add up to sigma_next^2
         slope, x_start = self.slope_at(sigma, prediction, x)
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = draw_noise(x.shape, generator, x.device, x.dtype)
         return StepOutput(x + (sigma_down - sigma) * slope + sigma_up * noise, x_start)
