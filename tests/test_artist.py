@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import randomise, tiny_pipeline
 
-from minisd import DDPMScheduler, UNet, UNetConfig
+from minisd import DDPMScheduler, StableDiffusionPipeline, UNet, UNetConfig
 from minisd.artist import Artist
 from minisd.conditioning import label_context
 from minisd.data.postcards import Postcards
@@ -88,6 +88,30 @@ def test_each_picture_has_its_map(tmp_path):
     assert not torch.allclose(without[:2], first, atol=1e-4)
     with pytest.raises(ValueError, match="3 pictures have 2 maps"):
         next(artist.states(prompts, 3, 2, seeded(), maps=maps[:2]))
+
+
+@pytest.mark.parametrize(("kind", "beside"), [(StableDiffusionPipeline, 0), (MapPipeline, 64)])
+def test_what_is_black_in_a_mask_keeps_its_pixels(tmp_path, kind, beside):
+    pipe = tiny_pipeline(kind, beside)
+    pipe.save_pretrained(tmp_path)
+    artist, mask = Artist(tmp_path), torch.zeros(32, 32)
+    mask[5:15, 3:22] = 1
+    editing = dict(image=torch.rand(3, 32, 32, generator=seeded()), strength=1.0, mask=mask)
+    maps = Postcards("train", 3, size=32).masks() if beside else None
+    prompts = ["a red house", "a night", ""]
+    batches = artist.draw(prompts, 3, 2, seeded(), batch_size=2, maps=maps, **editing)
+    for drawn in batches:
+        assert torch.equal(drawn * (1 - mask), (2 * editing["image"] - 1) * (1 - mask))
+    pipe = pipe.reading(maps[:2]) if beside else pipe
+    wanted = pipe(prompts[:2], num_inference_steps=2, guidance_scale=4.0, generator=seeded(),
+                  output_type="pt", **editing).images  # fmt: skip
+    (first, _) = artist.draw(prompts, 3, 2, seeded(), batch_size=2, maps=maps, **editing)
+    assert (first - (2 * wanted - 1)).abs().max() < 1e-5
+    maps = maps if maps is None else maps[:1]
+    (state, *_) = artist.states(prompts[:1], 1, 2, seeded(), maps=maps, **editing)
+    guess = artist.decode(state.x_start, **editing)
+    assert torch.equal(guess * (1 - mask), (2 * editing["image"] - 1) * (1 - mask))
+    assert not torch.equal(artist.decode(state.x_start) * (1 - mask), guess * (1 - mask))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler"])

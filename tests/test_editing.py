@@ -4,7 +4,7 @@ import torch
 from helpers import KINDS, randomise
 
 from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
-from minisd.editing import last_timesteps, redraw, slerp
+from minisd.editing import last_timesteps, paste, redraw, slerp
 from minisd.pipeline import denoise
 
 CONFIG = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
@@ -72,6 +72,30 @@ def test_diffusers_schedulers_do_as_well(unet, kind):
         _, a = edit(unet, make(kind), 0.7, each)
         _, b = edit(unet, theirs, 0.7, each)
         assert (a - b).abs().max() < 1e-5
+
+
+def test_where_the_mask_is_black_the_pixels_are_put_back(generator):
+    images, image = torch.rand(3, 3, 6, 8, generator=generator), torch.rand(1, 3, 6, 8)
+    copy, mask = images.clone(), torch.zeros(1, 1, 6, 8)
+    mask[..., 1:3, 2:7] = 1
+    mask[..., 4, :], mask[..., 5, :] = 0.5, 0.499
+    white = torch.zeros(3, 3, 6, 8, dtype=torch.bool)
+    white[..., 1:3, 2:7] = white[..., 4, :] = True
+    pasted = paste(images, image, mask)
+    assert torch.equal(pasted[white], copy[white]) and torch.equal(images, copy)
+    assert torch.equal(pasted[~white], image.expand(3, -1, -1, -1)[~white])
+    assert torch.equal(paste(images, image, mask >= 0.5), pasted)
+    own, masks = torch.rand(3, 3, 6, 8), torch.stack([mask[0], 1 - mask[0], 0 * mask[0]])
+    together = paste(images, own, masks)
+    alone = [paste(*(each[i : i + 1] for each in (images, own, masks))) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone)) and torch.equal(together[2], own[2])
+
+
+def test_pixels_are_put_back_where_the_images_are():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    assert paste(images, torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4)).dtype == torch.float64
+    pasted = paste(images.to("meta"), torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4))
+    assert pasted.device.type == "meta" and pasted.shape == images.shape
 
 
 @pytest.mark.parametrize("strength", [0, -0.5, 1.5, float("nan"), 0.01])

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import torch
@@ -7,7 +8,7 @@ from helpers import tiny_pipeline
 from minisd import AutoencoderKL
 from minisd.data.postcards import LAYERS, Postcards, masks, render
 from minisd.evaluation import EvaluationSettings
-from minisd.inpainting import boxes_around, evaluate_inpainting, inpaint, other_subjects
+from minisd.inpainting import boxes_around, evaluate_inpainting, inpaint, other_subjects, seam
 
 FEW = EvaluationSettings(n=4, steps=2)
 
@@ -48,25 +49,42 @@ def test_a_box_holds_both_subjects_in_whole_cells():
     assert torch.equal(there.amax((1, 3)), cells.amax((1, 3)))
 
 
-def test_the_latents_outside_of_the_box_stay(monkeypatch):
-    pipe, latents = tiny_pipeline(), []
-    decode = pipe.vae.decode
-    monkeypatch.setattr(pipe.vae, "decode", lambda z: latents.append(z) or decode(z))
-    image, box = Postcards("test", 1, size=32).images()[0], torch.zeros(1, 32, 32)
+def test_the_latents_outside_of_the_box_stay():
+    pipe, image = tiny_pipeline(), Postcards("test", 1, size=32).images()[0]
+    box = torch.zeros(1, 32, 32)
     box[:, 8:24, 4:16] = 1
     drawn = inpaint(pipe, image, box, "a red tent", FEW, seeded())
-    assert drawn.shape == (1, 3, 32, 32) and drawn.abs().max() <= 1
     other = inpaint(pipe, image, box, "a night", FEW, seeded())
     assert not torch.allclose(drawn, other, atol=1e-4)
     kept, inside = pipe.encode_image((image + 1) / 2, seeded()), torch.zeros(1, 1, 8, 8)
     inside[..., 2:6, 1:4] = 1
-    for z in latents:
+    for z in (drawn, other):
         assert torch.equal(z * (1 - inside), kept * (1 - inside))
         assert (z - kept)[inside.expand_as(z) == 1].abs().min() > 0
 
 
+def test_the_seam_is_the_jump_across_the_edge():
+    masks = torch.zeros(2, 1, 6, 6)
+    masks[0, :, 2:4, 1:5] = 1
+    masks[1, :, :, 3:] = 1  # it ends where the picture does: there is no edge
+    flat = torch.where(masks == 1, 0.5, -0.5).expand(-1, 3, -1, -1)
+    assert torch.allclose(seam(flat, masks), torch.tensor([0.5, 0.5]))
+    assert torch.equal(seam(flat, masks), seam(-flat, masks))
+    ramp = (torch.arange(6) / 10).expand(2, 3, 6, 6)  # 4 pairs side by side, 8 one above the other
+    assert torch.allclose(seam(ramp, masks), torch.tensor([4 * 0.05 / 12, 0.05]))
+    elsewhere = ramp.clone()
+    elsewhere[0, :, 0] = elsewhere[1, :, :, 0] = 9
+    assert torch.allclose(seam(elsewhere, masks), seam(ramp, masks))
+    one = ramp.clone()
+    one[:, 1] = 0  # the mean of the channels
+    assert torch.allclose(seam(one, masks), seam(ramp, masks) * 2 / 3)
+
+
 def perfect(monkeypatch, change):
-    """Paint the scene that was asked for, as real as can be; `change` may spoil it."""
+    """Paint the scene that was asked for, as real as can be; `change` may spoil it.
+
+    The decoder makes all pictures lighter. Who paints alone, paints black.
+    """
     data = Postcards("test", 4, seed=7)
     asked = iter(other_subjects(data.scenes, torch.Generator().manual_seed(0)))
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: images)
@@ -78,22 +96,53 @@ def perfect(monkeypatch, change):
         return change(image, box, render(scene))[None]
 
     monkeypatch.setattr("minisd.inpainting.inpaint", paint)
+    monkeypatch.setattr("minisd.inpainting.draw", lambda *_, **__: torch.zeros(4, 3, 64, 64))
+
+
+def numbers(text):
+    """Return all numbers of a score."""
+    return [float(number) for number in re.findall(r"[\d.]*\d", text)]
+
+
+def fitting(image, box, wanted):
+    return box * wanted + (1 - box) * image
 
 
 def test_a_perfect_painter_has_perfect_scores(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
-    perfect(monkeypatch, lambda image, box, wanted: box * wanted + (1 - box) * image)
-    subject, everything, error = evaluate_inpainting(tmp_path, FEW).values()
+    perfect(monkeypatch, fitting)
+    subject, everything, error, jump = evaluate_inpainting(tmp_path, FEW).values()
     assert subject.startswith("100.00%") and everything.startswith("100.00%")
-    assert error.startswith("0.0000 of 1, 0.00 times")
+    after, _, before, times, least, *_ = numbers(error)
+    assert after == 0 and before == least and 0 < least <= 0.01 and times == 1
+    ours, _, times, original, *_, alone = numbers(jump)
+    assert abs(ours - original) < 0.011 and alone > 3 * ours
 
 
 def test_a_painter_that_does_not_listen_is_found_out(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, lambda image, box, wanted: -image)
-    subject, everything, error = evaluate_inpainting(tmp_path, FEW).values()
+    subject, everything, error, jump = evaluate_inpainting(tmp_path, FEW).values()
     assert not subject.startswith("100.00%") and everything.startswith("0.00%")
-    assert float(error.split()[3]) > 10
+    after, _, before, times, *_ = numbers(error)
+    assert after == 0 and before > 0.1 and times > 10  # the paste hides it, the score does not
+    assert numbers(jump)[2] > 3
+
+
+def test_who_leaves_the_surroundings_alone_but_does_not_fit_them_has_a_seam(tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path)
+    perfect(monkeypatch, lambda image, box, wanted: torch.where(box == 1, -image, image))
+    _, _, error, jump = evaluate_inpainting(tmp_path, FEW).values()
+    assert numbers(error)[3] == 1 and numbers(jump)[2] > 3
+
+
+def test_pixels_that_are_not_put_back_are_counted(tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path)
+    perfect(monkeypatch, fitting)
+    monkeypatch.setattr("minisd.inpainting.paste", lambda images, image, mask: images)
+    _, _, error, _ = evaluate_inpainting(tmp_path, FEW).values()
+    after, _, before, *_ = numbers(error)
+    assert after == before > 0
 
 
 def test_a_pipeline_is_scored_from_its_folder(tmp_path):
@@ -101,4 +150,10 @@ def test_a_pipeline_is_scored_from_its_folder(tmp_path):
     pipe.save_pretrained(tmp_path)
     scores = evaluate_inpainting(tmp_path, FEW)
     assert list(scores)[0] == "inpainting, another subject, 4 postcards"
+    assert [name.split(", ")[1] for name in scores][1:] == [
+        "all attributes",
+        "error outside of the mask",
+        "jump across the edge of the mask",
+    ]
+    assert not any("nan" in score for score in scores.values())
     assert evaluate_inpainting(tmp_path, FEW) == scores

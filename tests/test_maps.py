@@ -105,6 +105,9 @@ def test_a_map_goes_together_with_a_picture_and_a_mask(pipe):
     inside[..., 2:6, 2:6] = 1
     assert torch.equal(plain * (1 - inside), mapped * (1 - inside))
     assert not torch.allclose(plain, mapped, atol=1e-4)
+    settings["output_type"] = "pt"
+    (drawn,) = images(pipe, semantic_map=MAPS[0], **settings)
+    assert torch.equal(drawn * (1 - mask), picture * (1 - mask))
 
 
 def test_it_is_saved_and_loaded_with_its_kind(pipe, tmp_path):

@@ -511,10 +511,13 @@ def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
 @pytest.mark.slow
 def test_the_bundled_system_paints_what_is_asked_into_a_mask():
     scores = evaluate_inpainting(CHECKPOINTS / "postcards", EvaluationSettings(n=24))
-    subject, _, error = scores.values()
+    subject, _, error, jump = scores.values()
     times = float(re.search(r"([\d.]+) times that of the autoencoder", error)[1])
     assert float(subject.split("%")[0]) >= 80, scores  # 98 % of 200, by benchmarks/inpainting.py
     assert times < 2, scores  # 1.6 there
+    assert error.startswith("0.0000 of 1; "), scores
+    seam, alone = float(jump.split()[0]), float(jump.split()[-1])
+    assert 0 < seam < alone, scores
 
 
 @pytest.mark.slow

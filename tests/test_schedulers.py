@@ -16,13 +16,15 @@ from minisd import (
     PNDMScheduler,
 )
 from minisd.files import read_json
-from minisd.schedulers import Scheduler
+from minisd.recipes import POSTCARDS_SAMPLER
+from minisd.schedulers import Scheduler, load_scheduler
 from minisd.schedulers.sigma import karras_sigmas
 from minisd.schedules import make_betas, rescale_zero_terminal_snr
 
 STOCHASTIC = (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler)  # DDIM: with eta
 KARRAS = (EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
 SD15 = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+ELSEWHERE = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]  # meta: shapes, no numbers
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -122,6 +124,24 @@ def test_deterministic_samplers_draw_nothing(kind):
     for t in scheduler.timesteps[:4]:
         scheduler.step(x, t, x, generator=generator)
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("kind", STOCHASTIC)
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_noise_is_drawn_where_the_generator_is(kind, device):
+    scheduler, generator = kind(), torch.Generator().manual_seed(3)
+    scheduler.set_timesteps(10)
+    x, t = torch.zeros(1, 1, 4, 4), scheduler.timesteps[1]
+    settings = dict(generator=generator) | (dict(eta=1.0) if kind is DDIMScheduler else {})
+    here = scheduler.step(x, t, x, **settings).prev_sample
+    after = generator.get_state()
+    generator.manual_seed(3)
+    scheduler.set_timesteps(10)
+    there = scheduler.step(x.to(device), t, x.to(device), **settings).prev_sample
+    assert there.device.type == device and there.shape == x.shape
+    assert torch.equal(generator.get_state(), after)  # the same noise was drawn
+    if device != "meta":
+        assert torch.allclose(there.cpu(), here, atol=1e-6)
 
 
 @each_kind
@@ -314,21 +334,46 @@ def test_every_kind_walks_with_the_bundled_settings(kind):
     assert scheduler.clip_sample == (kind in (DDPMScheduler, DDIMScheduler, HeunDiscreteScheduler))
 
 
+V15_FILE = {  # v1.5's `scheduler/scheduler_config.json`
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+@each_kind
+@pytest.mark.parametrize("other", KINDS)
+def test_settings_that_only_another_kind_uses_are_kept_for_it(kind, other, tmp_path):
+    built = kind.from_config(V15_FILE)
+    built.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).config == built.config
+    again = other.from_config(built.config)
+    assert not again.clip_sample  # latents have no range to clip to
+    assert again.config.items() >= dict(set_alpha_to_one=False, skip_prk_steps=True).items()
+    clipping = kind.from_config(V15_FILE | {"clip_sample": True})
+    if kind is PNDMScheduler:
+        assert not clipping.clip_sample  # kept for others, without effect here
+    assert DDIMScheduler.from_config(clipping.config).clip_sample
+
+
+@pytest.mark.parametrize("model", ["postcards", "postcards-maps"])
+def test_no_scheduler_made_from_a_bundled_one_clips_latents(model):
+    own = load_scheduler(model, "scheduler")
+    for kind in KINDS:
+        assert not kind.from_config(own.config).clip_sample
+    assert own.config == POSTCARDS_SAMPLER.config
+
+
 def test_stable_diffusion_s_own_settings_are_read():
-    """The settings of v1.5's `scheduler/scheduler_config.json`."""
-    config = {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.7.0.dev0",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-        "clip_sample": False,
-    }
+    config = V15_FILE
     scheduler = PNDMScheduler.from_config(config)
     scheduler.set_timesteps(50)
     assert scheduler.timesteps[:4].tolist() == [981, 961, 961, 941]

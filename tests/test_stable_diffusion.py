@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import randomise, tiny_pipeline
 from PIL import Image
 
@@ -18,6 +19,7 @@ from minisd import (
     UNetConfig,
 )
 from minisd.artist import Artist
+from minisd.editing import paste
 from minisd.stable_diffusion import LORA, as_type
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")
@@ -350,6 +352,76 @@ def test_a_mask_keeps_the_rest(pipe, picture):
     as_pil = Image.fromarray((mask * 255).byte().numpy())
     again = images(pipe, image=picture, mask=as_pil, strength=1.0, output_type="latent")
     assert torch.equal(drawn, again)
+
+
+@pytest.fixture
+def mask():
+    mask = torch.zeros(32, 32)
+    mask[5:15, 3:22] = 1  # its edges run through places of the latents
+    return mask
+
+
+def keeps_what_is_black(pipe, picture, mask, **settings):
+    """Whether every pixel is the picture's, or where the mask is white the decoder's."""
+    settings = dict(image=picture, mask=mask, strength=1.0) | settings
+    drawn = images(pipe, **settings)
+    decoded = pipe.decode(images(pipe, **settings | dict(output_type="latent")))
+    assert (decoded - picture).abs().amin(dim=1).median() > 1e-3  # there is something to put back
+    return torch.equal(drawn, torch.where(mask == 1, decoded, picture))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(num_images_per_prompt=3), dict(prompt=["a house", "a tent"]), dict(strength=0.5)],
+    ids=str,
+)
+def test_what_is_black_keeps_its_pixels(pipe, picture, mask, settings):
+    assert keeps_what_is_black(pipe, picture, mask, **settings)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda images, image, mask: images,
+        lambda images, image, mask: paste(images, image, 1 - mask),
+        lambda images, image, mask: paste(images, image, F.max_pool2d(mask, 5, 1, 2)),
+        lambda images, image, mask: paste(images, image, mask.mT),
+        lambda images, image, mask: paste(images, (image * 255).floor() / 255, mask),
+        lambda images, image, mask: torch.cat([paste(images[:1], image, mask), images[1:]]),
+    ],
+    ids=["forgotten", "inside out", "too wide", "transposed", "rounded", "only the first"],
+)
+def test_pixels_that_are_not_kept_are_seen(pipe, picture, mask, fault, monkeypatch):
+    monkeypatch.setattr("minisd.stable_diffusion.paste", fault)
+    assert not keeps_what_is_black(pipe, picture, mask, num_images_per_prompt=2)
+
+
+def test_pixels_are_kept_in_every_output(pipe, picture, mask):
+    as_pil = as_type(picture[None], "pil")[0]
+    white = as_type(mask[None, None].expand(1, 3, -1, -1), "pil")[0]
+    settings = dict(image=as_pil, mask=white, strength=1.0)
+    black = mask.numpy() == 0
+    (drawn,) = images(pipe, **settings, output_type="pil")
+    assert np.array_equal(np.asarray(drawn)[black], np.asarray(as_pil)[black])
+    array = images(pipe, **settings, output_type="np")[0]
+    assert np.array_equal(array[black], np.asarray(as_pil)[black].astype("float32") / 255)
+    unmasked = images(pipe, image=as_pil, strength=1.0)
+    assert not np.array_equal(array[black], unmasked[0].permute(1, 2, 0).numpy()[black])
+
+
+def test_pixels_are_kept_in_any_precision_and_one_by_one(picture, mask):
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    assert keeps_what_is_black(pipe, picture, mask)
+    pipe.enable_vae_slicing()
+    assert keeps_what_is_black(pipe, picture, mask, num_images_per_prompt=2)
+
+
+def test_a_light_grey_is_white_and_a_dark_one_black(pipe, picture):
+    grey = Image.new("L", (32, 32), 127)
+    grey.paste(128, (3, 5, 22, 15))
+    settings = dict(image=picture, strength=1.0)
+    drawn = images(pipe, mask=grey, **settings)
+    assert torch.equal(drawn, images(pipe, mask=grey.point(lambda v: 255 * (v > 127)), **settings))
 
 
 @pytest.mark.parametrize(

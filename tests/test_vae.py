@@ -160,6 +160,14 @@ def test_gradients_reach_both_moments(generator):
     assert (moments.grad != 0).all()
 
 
+def test_samples_are_drawn_where_the_generator_is(generator):
+    moments, other = torch.zeros(2, 8, 3, 3), torch.Generator().manual_seed(0)
+    DiagonalGaussian(moments).sample(other)
+    there = DiagonalGaussian(moments.to("meta")).sample(generator)
+    assert there.device.type == "meta" and there.shape == (2, 4, 3, 3)
+    assert torch.equal(generator.get_state(), other.get_state())  # the same noise was drawn
+
+
 def test_samples_are_drawn_in_the_precision_of_the_moments(generator):
     moments = torch.zeros(1, 4, 3, 3, dtype=torch.bfloat16)
     assert DiagonalGaussian(moments).sample(generator).dtype == torch.bfloat16

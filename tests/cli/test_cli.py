@@ -614,6 +614,29 @@ def test_generate_from_a_picture(command, tmp_path, words, labels):
     assert "does not draw from pictures" in line
 
 
+def test_generate_keeps_the_pixels_outside_of_a_mask(command, words, monkeypatch):
+    frames = []
+    monkeypatch.setattr("minisd.plots.save_gif", lambda path, shown: frames.extend(shown))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
+    mask = np.zeros((32, 32), dtype="uint8")
+    mask[5:15, 3:22] = 255
+    Image.fromarray(pixels).save("card.png")
+    Image.fromarray(mask).save("mask.png")
+    drawing = ("generate", words, "a tent", "--image", "card.png", "--mask", "mask.png",
+               "--strength", 1, "--steps", 3, "-o", "x.png")  # fmt: skip
+    results = []
+    for options in ((), ("--animate", "x.gif")):
+        status, _, err = command(*drawing, *options)
+        assert status == 0, err
+        results.append(np.asarray(Image.open("x.png"))[::4, ::4])
+    assert np.array_equal(*results)
+    assert len(frames) == 3
+    framed = [np.asarray(frame)[::2, ::2][2:-2, 2:-2] for frame in frames]  # a margin of 2
+    for picture in (results[0], *framed):
+        assert np.array_equal(picture[mask == 0], pixels[mask == 0])
+        assert (picture != pixels).any(axis=2)[mask == 255].mean() > 0.9
+
+
 def test_generate_needs_a_prompt_for_words(command, tmp_path, words):
     assert "needs a prompt" in one_line(*command("generate", words))
     assert tree(tmp_path) == []

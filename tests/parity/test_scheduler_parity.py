@@ -636,6 +636,19 @@ def test_samplers_are_exchanged_as_in_diffusers(kind, origin, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clip", [False, True])
+def test_settings_survive_a_detour_as_in_diffusers(kind, clip):
+    """From DDIM to another kind and back."""
+    start = dict(clip_sample=clip, set_alpha_to_one=False, steps_offset=1)
+    between = kind.from_config(DDIMScheduler(**start).config)
+    ours = DDIMScheduler.from_config(between.config)
+    theirs = THEIRS[kind].from_config(diffusers.DDIMScheduler(**start).config)
+    theirs = diffusers.DDIMScheduler.from_config(theirs.config)
+    assert ours.clip_sample == clip and not ours.set_alpha_to_one
+    assert of(DDIMScheduler, ours.config).items() <= theirs.config.items()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_left_out_settings_have_diffusers_values(kind):
     assert kind().config.items() <= THEIRS[kind]().config.items()
     assert kind.order == THEIRS[kind].order
