@@ -45,7 +45,7 @@ def redraw(
     if mask is None:
         yield from walk(unet, scheduler, timesteps, x, generator, context)
         return
-    for t, t_next in zip(timesteps.split(1), [*timesteps[1:].split(1), None], strict=True):
+    for t, t_next in zip(timesteps.split(1), [*timesteps.split(1)[1:], None], strict=True):
         (state,) = walk(unet, scheduler, t, x, generator, context)
         known = x_start if t_next is None else scheduler.add_noise(x_start, noise, t_next)
         x = mask * state.x + (1 - mask) * known  # what is to stay, as noisy as the rest

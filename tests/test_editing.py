@@ -57,6 +57,8 @@ def test_outside_of_the_mask_nothing_changes(unet, kind):
     x_start, x = edit(unet, make(kind), 1.0, mask)
     assert torch.equal(x * (1 - mask), x_start * (1 - mask))
     assert (x - x_start)[mask.expand_as(x) == 1].abs().min() > 0
+    start, one_step = edit(unet, make(kind), 0.1, mask)  # the last of ten
+    assert torch.equal(one_step * (1 - mask), start * (1 - mask)) and not torch.equal(one_step, x)
     _, unmasked = edit(unet, make(kind), 1.0)
     _, everywhere = edit(unet, make(kind), 1.0, torch.ones(1, 1, 8, 8))
     assert torch.equal(everywhere, unmasked)
