@@ -33,6 +33,7 @@ from minisd.metrics import (
     bootstrap_interval,
     clip_scores,
     frechet_distance,
+    frechet_interval,
     in_batches,
     judge_answers,
 )
@@ -77,9 +78,7 @@ def measure(model: str | Path, judge: Judge, real: tuple, row: tuple[float, int]
             lambda rows: float(rows.mean()), cosines, generator=generator
         ),
         "fid": frechet_distance(features, real[0]),
-        "fid_interval": bootstrap_interval(
-            lambda rows: frechet_distance(rows, real[0]), features, generator=generator
-        ),
+        "fid_interval": frechet_interval(features, real[0], generator=generator),
         "fid_real": frechet_distance(real[1], real[0]),
         "milliseconds": 1000 * seconds / len(features),
     }

@@ -18,17 +18,22 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from minisd import DPMSolverMultistepScheduler, UNet, UNetConfig
+from minisd import UNet, UNetConfig
 from minisd.cards import machine
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import Postcards
-from minisd.evaluation import UNSEEN_SEED
+from minisd.evaluation import POSTCARDS_JUDGE, UNSEEN_SEED
 from minisd.files import write_json
 from minisd.metrics import Judge, bootstrap_interval, in_batches, judge_answers
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 from minisd.pretrained import locate
-from minisd.recipes import POSTCARDS_PROBABILITIES, POSTCARDS_SCHEDULER, frozen_parts
+from minisd.recipes import (
+    POSTCARDS_PROBABILITIES,
+    POSTCARDS_SAMPLER,
+    POSTCARDS_SCHEDULER,
+    frozen_parts,
+)
 from minisd.training import TrainingSettings, diffusion_loss, train
 
 FILE = "race.json"
@@ -59,14 +64,11 @@ class Course:
 
     def __init__(self, pictures: int, samples: int):
         self.tokenizer, self.text_encoder, self.vae = frozen_parts()
-        self.judge = Judge.from_pretrained("postcards-judge")
+        self.judge = Judge.from_pretrained(POSTCARDS_JUDGE)
         cards = Postcards("train", pictures)
         self.latents = Latents(Captioned(cards, self.tokenizer), self.vae)
         self.pixels = cards.images()
         self.asked = Postcards("test", samples, seed=UNSEEN_SEED)
-        self.sampler = DPMSolverMultistepScheduler.from_config(
-            POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
-        )
 
     def score(self, unet: UNet, decode: Callable[[Tensor], Tensor]) -> Tensor:
         """Draw all captions in 10 steps, and say for each which attributes are right, (n,5)."""
@@ -78,7 +80,7 @@ class Course:
                 self.text_encoder(self.tokenizer(texts)) for texts in (prompts, [""])
             )
             guided = ClassifierFreeGuidance(unet.eval(), nothing, 3.0)
-            *_, last = denoise(guided, self.sampler, noise, 10, context=context)
+            *_, last = denoise(guided, POSTCARDS_SAMPLER, noise, 10, context=context)
         images = in_batches(decode, last.x).clamp(-1, 1)
         return judge_answers(self.judge, images) == self.asked.labels
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from minisd import CLIPTextModel, DPMSolverMultistepScheduler, UNet, UNetConfig
+from minisd import CLIPTextModel, UNet, UNetConfig
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import JUDGED, Postcards
@@ -29,7 +29,12 @@ from minisd.files import read_json, write_json
 from minisd.metrics import Judge, in_batches, judge_answers
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 from minisd.pretrained import locate
-from minisd.recipes import POSTCARDS_PROBABILITIES, POSTCARDS_SCHEDULER, frozen_parts
+from minisd.recipes import (
+    POSTCARDS_PROBABILITIES,
+    POSTCARDS_SAMPLER,
+    POSTCARDS_SCHEDULER,
+    frozen_parts,
+)
 from minisd.training import TrainingSettings, diffusion_loss, train
 
 FILE = "text_or_unet.json"
@@ -37,9 +42,6 @@ LAYERS = (0, 1, 3)  # of the text encoder; 3 is all of it
 WIDTHS = ((16, 32), (32, 64))  # of the U-Net
 PICTURES, BATCH, TIMED = 4000, 32, 12
 DRAW_STEPS, DRAW_SCALE = 10, 3.0
-SAMPLER = DPMSolverMultistepScheduler.from_config(
-    POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
-)
 
 
 def cut(text_encoder: CLIPTextModel, layers: int) -> CLIPTextModel:
@@ -91,7 +93,7 @@ def score(unet, text_encoder, tokenizer, vae, judge, n: int) -> dict:
         noise = torch.randn((n, 4, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
         context = text_encoder(tokenizer(data.full_captions).to(device))
         guided = ClassifierFreeGuidance(unet, empty, DRAW_SCALE)
-        *_, last = denoise(guided, SAMPLER, noise, DRAW_STEPS, context=context)
+        *_, last = denoise(guided, POSTCARDS_SAMPLER, noise, DRAW_STEPS, context=context)
         images = in_batches(vae.decode, last.x).clamp(-1, 1).cpu()
         right = judge_answers(judge, images) == data.labels
         result[split] = {"all": int(right.all(dim=1).sum())}
