@@ -34,7 +34,8 @@ again.
 - **Seconds per picture.** One picture alone, from its prompt to its pixels, the model loaded;
   median of five on the machine that scored it.
 
-How such scores are measured, and what they cannot see, is the subject of chapter 12.
+How such scores are measured, and what they cannot see, is the subject of
+chapter 12, {{doc}}`Measuring </chapters/12_measuring>`.
 """
 
 

@@ -12,6 +12,7 @@ from minisd.exercises import (
     ch09,
     ch10,
     ch11,
+    ch12,
     ch13,
     ch14,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ch09",
     "ch10",
     "ch11",
+    "ch12",
     "ch13",
     "ch14",
     "check",
