@@ -46,14 +46,17 @@ ROWS += [(USUAL[0], steps) for steps in (1, 2, 3, 5, 8, 12, 50)]
 
 
 def real_features(judge: Judge, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features of the postcards whose captions are drawn, and of as many others."""
+    """Return features of the postcards whose captions are drawn, and of their twins."""
+    asked = [Postcards(split, n, UNSEEN_SEED) for split in SPLITS]
     return tuple(
-        in_batches(judge.features, torch.cat([Postcards(s, n, seed).images() for s in SPLITS]))
-        for seed in (UNSEEN_SEED, UNSEEN_SEED + 1)
+        in_batches(judge.features, torch.cat(images))
+        for images in ([data.images() for data in asked], [data.twins() for data in asked])
     )
 
 
-def measure(model: str | Path, judge: Judge, real: tuple, row: tuple[float, int], n: int) -> dict:
+def measure(
+    model: str | Path, judge: Judge, real: torch.Tensor, row: tuple[float, int], n: int
+) -> dict:
     """Draw the captions of both splits at one guidance scale and number of steps, and score."""
     scale, steps = row
     clip, tokenizer = CLIP.from_pretrained(POSTCARDS_CLIP), Tokenizer.from_pretrained(TOKENIZER)
@@ -77,9 +80,8 @@ def measure(model: str | Path, judge: Judge, real: tuple, row: tuple[float, int]
         "clip_interval": bootstrap_interval(
             lambda rows: float(rows.mean()), cosines, generator=generator
         ),
-        "fid": frechet_distance(features, real[0]),
-        "fid_interval": frechet_interval(features, real[0], generator=generator),
-        "fid_real": frechet_distance(real[1], real[0]),
+        "fid": frechet_distance(features, real),
+        "fid_interval": frechet_interval(features, real, generator=generator),
         "milliseconds": 1000 * seconds / len(features),
     }
 
@@ -99,14 +101,17 @@ def main() -> None:
     if arguments.save and path.exists() and read_json(path).items() >= head.items():
         kept = read_json(path)
     done = {(row["scale"], row["steps"]) for row in kept["rows"]}
-    real = real_features(judge, n)
+    real, twins = real_features(judge, n)
+    kept["fid_real"] = frechet_distance(twins, real)
     for row in tqdm([row for row in ROWS if row not in done]):
         kept["rows"].append(json.loads(json.dumps(measure(folder, judge, real, row, n))))
         if arguments.save:
             write_json(path, kept)
+    if arguments.save:
+        write_json(path, kept)
 
     print(f"{arguments.model}, {n} captions of each kind; ", end="")
-    print(f"FID of as many real postcards: {kept['rows'][0]['fid_real']:.2f}")
+    print(f"FID of real postcards of the same scenes: {kept['fid_real']:.2f}")
     print("| guidance | steps | calls | seen | held-out | CLIP score | FID | 95 % | ms/image |")
     print("|---:|---:|---:|---:|---:|---:|---:|---|---:|")
     for row in sorted(kept["rows"], key=lambda row: (row["steps"], row["scale"])):

@@ -33,6 +33,7 @@ from minisd.data.postcards import (
 from minisd.data.postcards.captions import compose, prompts
 from minisd.data.postcards.drawing import COLOURS, LIGHT
 from minisd.data.postcards.scenes import mix
+from minisd.metrics import Judge, judge_answers
 
 SPLITS = ("train", "test", "held_out")
 LABELS = {name: i for i, name in enumerate(LAYERS)}
@@ -341,6 +342,16 @@ def test_masks_tile_the_picture(world):
     assert (shares[company, LABELS["companions"]] > 0).float().mean() > 0.99
     ground = one_hot[..., LABELS["ground"]].float().mean(2)  # by row, from the top
     assert ground[:, :20].max() == 0 and ground[:, -1].min() > 0.3
+
+
+def test_twins_share_the_labels_and_nothing_else():
+    data = Postcards("test", 40, seed=3)
+    twins, again = data.twins(), data.twins([5, 2])
+    assert torch.equal(again, twins[[5, 2]])
+    differs = (twins - data.images()).abs().amax(dim=(1, 2, 3))
+    assert (differs > 0.1).all()
+    judged = judge_answers(Judge.from_pretrained("postcards-judge"), twins)
+    assert (judged == data.labels).float().mean() > 0.99
 
 
 def test_the_subject_is_at_its_place_and_of_its_size(world):

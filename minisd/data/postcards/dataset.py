@@ -48,6 +48,11 @@ class Postcards(Dataset):
         """Return pictures (b,3,size,size) in [-1,1]."""
         return render(self.scenes[indices], self.size)
 
+    def twins(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
+        """Return other pictures (b,3,size,size) of the same labels: all that these leave open anew."""
+        scenes = self.scenes[indices]
+        return render(Scenes(scenes.labels, scenes.integer("twin")), self.size)
+
     def masks(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
         """Return semantic maps (b,size,size) int64 with values of LAYERS."""
         return masks(self.scenes[indices], self.size)
