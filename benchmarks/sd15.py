@@ -5,7 +5,7 @@
 Prints one table: seconds and their ratio, memory, and the largest difference relative to the
 largest value. Without `--model` the weights are random and of the true shapes, and nothing is
 downloaded; the two libraries share one copy of them. Each time is the median of `--repeats` calls
-after one that does not count, the two libraries taking turns. Loading is measured in processes of
+after one that does not count, the two libraries taking turns, and turns in who begins. Loading is measured in processes of
 their own, from a folder in diffusers' format that is written for it (4.3 GB; half of that in half
 precision): memory above that of the imports, after every weight has been read once. `--quick`
 measures the same on networks of a few thousand parameters, to see that the script runs.
@@ -135,8 +135,8 @@ def compare(calls: dict[str, Callable], device: torch.device, repeats: int) -> d
     """Time both calls in turn, and lay their results beside each other."""
     seconds, memory = {name: [] for name in LIBRARIES}, {}
     results = {}
-    for _ in range(repeats + 1):
-        for name in LIBRARIES:
+    for turn in range(repeats + 1):
+        for name in LIBRARIES[:: -1 if turn % 2 else 1]:
             memory[name], results[name] = None, None
             if device.type == "cuda":
                 torch.cuda.synchronize()

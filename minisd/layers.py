@@ -180,7 +180,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        tokens = self.block(tokens, context)
+        tokens = self.block(tokens.contiguous(), context)  # copied once here, not in every layer
         return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
