@@ -5,10 +5,11 @@
 Prints one table: seconds and their ratio, memory, and the largest difference relative to the
 largest value. Without `--model` the weights are random and of the true shapes, and nothing is
 downloaded; the two libraries share one copy of them. Each time is the median of `--repeats` calls
-after one that does not count, the two libraries taking turns, and turns in who begins. Loading is measured in processes of
-their own, from a folder in diffusers' format that is written for it (4.3 GB; half of that in half
-precision): memory above that of the imports, after every weight has been read once. `--quick`
-measures the same on networks of a few thousand parameters, to see that the script runs.
+after one that does not count, the two libraries taking turns, and turns in who begins. Loading is
+measured in processes of their own, from a folder in diffusers' format that is written for it (4.3
+GB; half of that in half precision): memory above that of the imports, after every weight has been
+read once. `--quick` measures the same on networks of a few thousand parameters, to see that the
+script runs.
 """
 
 import argparse
