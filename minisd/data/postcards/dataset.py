@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from minisd.data.postcards.captions import canonical, compose
 from minisd.data.postcards.drawing import masks, render
-from minisd.data.postcards.scenes import ATTRIBUTES, JUDGED, Split, draw_scenes
+from minisd.data.postcards.scenes import ATTRIBUTES, JUDGED, Scenes, Split, draw_scenes
 
 
 class Postcards(Dataset):
@@ -49,7 +49,7 @@ class Postcards(Dataset):
         return render(self.scenes[indices], self.size)
 
     def twins(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
-        """Return other pictures (b,3,size,size) of the same labels: all that these leave open anew."""
+        """Return others of the same labels (b,3,size,size): what these leave open is drawn anew."""
         scenes = self.scenes[indices]
         return render(Scenes(scenes.labels, scenes.integer("twin")), self.size)
 
