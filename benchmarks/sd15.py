@@ -5,7 +5,8 @@
 Prints one table: seconds and their ratio, memory, and the largest difference relative to the
 largest value. Without `--model` the weights are random and of the true shapes, and nothing is
 downloaded; the two libraries share one copy of them. Each time is the median of `--repeats` calls
-after one that does not count, the two libraries taking turns, and turns in who begins. Loading is
+after one that does not count, the two libraries taking turns, and turns in who begins; the ratio is
+the median of those of neighbouring calls, for a machine may become slower on the way. Loading is
 measured in processes of their own, from a folder in diffusers' format that is written for it (4.3
 GB; half of that in half precision): memory above that of the imports, after every weight has been
 read once. `--quick` measures the same on networks of a few thousand parameters, to see that the
@@ -152,6 +153,8 @@ def compare(calls: dict[str, Callable], device: torch.device, repeats: int) -> d
             results[name] = result.float().cpu()
     ours, theirs = (results[name] for name in LIBRARIES)
     row = {name: statistics.median(seconds[name][1:]) for name in LIBRARIES}
+    pairs = zip(*(seconds[name][1:] for name in LIBRARIES), strict=True)
+    row["ratio"] = statistics.median(a / b for a, b in pairs)
     row["memory"] = memory
     row["difference"] = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     return row
@@ -252,7 +255,7 @@ def main() -> None:
         ours, theirs = (row[name] for name in LIBRARIES)
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         print(
-            f"| {what} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.2f} | "
+            f"| {what} | {ours:.3f} | {theirs:.3f} | {row.get('ratio', ours / theirs):.2f} | "
             f"{gigabytes(row['memory'])} | {difference} |"
         )
 
