@@ -80,7 +80,7 @@ def learn(
 
 
 def seconds_per_step(runs: dict[tuple, Iterator[TrainingStep]]) -> dict[tuple, float]:
-    """Let trainings take turns; return the median time of a step of each, without the first turn.
+    """Let trainings take turns, and return the median time of a step of each.
 
     So a machine that is faster at some times than at others treats all of them alike.
     """
@@ -91,7 +91,7 @@ def seconds_per_step(runs: dict[tuple, Iterator[TrainingStep]]) -> dict[tuple, f
             for _ in range(TIMED):
                 next(run)
             times[arm].append((time.perf_counter() - start) / TIMED)
-    return {arm: statistics.median(taken[1:]) for arm, taken in times.items()}
+    return {arm: statistics.median(taken) for arm, taken in times.items()}
 
 
 @torch.no_grad()

@@ -235,7 +235,7 @@ def bootstrap_interval(
     resamples: int = 200,
     generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """Return the 95 % interval of `statistic` over rows of `values` (n,...) drawn with return."""
+    """Return the 95 % interval of `statistic`, resampling the rows of `values` (n,...)."""
     n = len(values)
     draws = [
         statistic(values[torch.randint(n, (n,), generator=generator)]) for _ in range(resamples)
