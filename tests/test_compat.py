@@ -21,6 +21,7 @@ def test_everything_imports_in_one_process():
     assert result.stdout.strip() == "all here"
 
 
+@pytest.mark.slow
 def test_the_repair_is_made_once():
     result = python(
         "import minisd, torch, torchvision\n"
@@ -34,6 +35,7 @@ def test_the_repair_is_made_once():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_the_repair_is_needed_where_it_is_made():
     repaired = python("import minisd; from minisd import compat; print(len(compat._libraries))")
     assert repaired.returncode == 0, repaired.stderr
@@ -45,6 +47,7 @@ def test_the_repair_is_needed_where_it_is_made():
     assert repaired.stdout.strip() == "1"
 
 
+@pytest.mark.slow
 def test_without_torchvision_minisd_imports_and_repairs_nothing():
     result = python(
         "import sys; sys.modules['torchvision'] = None\n"

@@ -120,6 +120,7 @@ def test_real_postcards_have_the_best_scores_that_can_be(tmp_path, monkeypatch):
     assert abs(float(fid.split()[0])) < 0.01 < float(twins)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_scored_from_its_folder(tmp_path):
     pipe = tiny_pipeline()
     pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
@@ -168,6 +169,7 @@ def test_a_segmenter_is_scored_label_by_label(tmp_path, monkeypatch):
     assert all(value.startswith("1.0000") for value in scores.values())
 
 
+@pytest.mark.slow
 def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatch):
     pipe = tiny_pipeline(MapPipeline, beside=64)
     pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels

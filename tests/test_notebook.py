@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from minisd.notebook import peak_memory
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_its_own():
     """Not that of the process that started it, as Linux says when it is asked the usual way."""
     before = peak_memory()

@@ -91,6 +91,7 @@ def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
             loss.backward()
 
 
+@pytest.mark.slow
 def test_latent_diffusion_is_saved_with_all_that_it_needs(tmp_path, monkeypatch):
     tokenizer, generator = Tokenizer.from_pretrained("tokenizer-postcards"), torch.Generator()
     vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
@@ -113,6 +114,7 @@ def test_latent_diffusion_is_saved_with_all_that_it_needs(tmp_path, monkeypatch)
     assert read_json(tmp_path / "training.json")["examples"] == 64
 
 
+@pytest.mark.slow
 def test_a_painter_of_maps_is_saved_as_one(tmp_path, monkeypatch):
     tokenizer, generator = Tokenizer.from_pretrained("tokenizer-postcards"), torch.Generator()
     vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
@@ -133,6 +135,7 @@ def test_a_painter_of_maps_is_saved_as_one(tmp_path, monkeypatch):
     assert drawn.images.shape == (1, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_saved_with_the_scale_of_its_latents(tmp_path):
     vae, data = randomise(AutoencoderKL(VAEConfig.POSTCARDS)), Postcards("train", 1000)
     before = vae.config
@@ -491,7 +494,7 @@ def redrawn(pipe, data, wishes, strength):
 @pytest.mark.slow
 def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
     """The wish is another sky; it is silent about the ground and the place."""
-    data, judge = Postcards("test", 24, seed=3), Judge.from_pretrained("postcards-judge")
+    data, judge = Postcards("test", 48, seed=3), Judge.from_pretrained("postcards-judge")
     pipe = StableDiffusionPipeline.from_pretrained("postcards")
     skies = [words[0] for words in SKIES.values()]
     other_sky = (data.scenes.sky + 1) % len(skies)
@@ -504,8 +507,8 @@ def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
         answers = judge_answers(judge, redrawn(pipe, data, wishes, strength))
         layout[strength] = int((answers == data.labels)[:, 3:].all(dim=1).sum())
         obeyed[strength] = int((answers[:, 2] == other_sky).sum())
-    assert layout[0.3] >= 12 and layout[0.8] <= 4, layout  # 15 and 1 when it was bundled
-    assert obeyed[0.8] >= 20 and obeyed[0.8] > obeyed[0.3], obeyed
+    assert layout[0.3] >= 25 and layout[0.8] <= 8, layout  # 31 and 4 when it was bundled
+    assert obeyed[0.8] >= 40 and obeyed[0.8] > obeyed[0.3], obeyed
 
 
 @pytest.mark.slow

@@ -257,6 +257,7 @@ def test_without_arguments_it_explains_itself(command):
         assert name in out + err
 
 
+@pytest.mark.slow
 def test_the_console_script_is_there():
     result = subprocess.run(
         [sys.executable, "-m", "minisd.cli", "info"], capture_output=True, text=True

@@ -301,6 +301,7 @@ def digest():
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same():
     code = "\n".join(
         ("import hashlib", "from minisd.data.postcards import Postcards", inspect.getsource(digest))
