@@ -41,6 +41,9 @@ def build(tokenizer: Tokenizer, scheduler, generator) -> StableDiffusionPipeline
         AutoencoderKL(VAEConfig(32, 3, 4, (8, 8, 16), 1, 4, patch_size=1, scaling_factor=0.18215)),
     )
     parts = [randomise(part, generator).eval() for part in parts]
+    with torch.no_grad():  # so that guided latents stay as large as those of a trained network
+        parts[1].conv_out.weight.mul_(0.1)
+        parts[1].conv_out.bias.mul_(0.1)
     return StableDiffusionPipeline(tokenizer, *parts, scheduler)
 
 
@@ -88,8 +91,7 @@ def test_every_step_is_that_of_diffusers(pair, settings):
     states = list(ours.denoise(**settings, generator=torch.Generator().manual_seed(3)))
     assert len(states) == len(expected) >= 6
     for state, latents in zip(states, expected, strict=True):
-        scale = max(1.0, latents.abs().max().item())
-        assert (state.x - latents).abs().max() <= TOLERANCE * scale
+        assert (state.x - latents).abs().max() <= TOLERANCE
 
 
 def test_the_pictures_are_equal(pair):
