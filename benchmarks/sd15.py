@@ -171,6 +171,7 @@ def loading(folder: Path, dtype: str) -> dict:
         measured = json.loads(done.stdout.splitlines()[-1])
         row[name], memory[name] = measured["seconds"], measured["memory"]
         row["weights"] = measured["weights"]
+    row["ratio"] = row["minisd"] / row["diffusers"]
     return row | {"memory": memory, "difference": None}
 
 
@@ -255,7 +256,7 @@ def main() -> None:
         ours, theirs = (row[name] for name in LIBRARIES)
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         print(
-            f"| {what} | {ours:.3f} | {theirs:.3f} | {row.get('ratio', ours / theirs):.2f} | "
+            f"| {what} | {ours:.3f} | {theirs:.3f} | {row['ratio']:.2f} | "
             f"{gigabytes(row['memory'])} | {difference} |"
         )
 

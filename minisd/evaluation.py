@@ -256,8 +256,8 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score text to image: a picture for each of n full captions, seen and held-out each.
 
     A judge says whether it shows what was asked; FID compares all of them with the real postcards
-    of these captions, and beside it the twins of these; the CLIP score is the cosine of picture and
-    caption.
+    of these captions, and so, for comparison, the twins of those; the CLIP score is the cosine of
+    picture and caption.
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, clip = Judge.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
