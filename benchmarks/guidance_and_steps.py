@@ -17,8 +17,11 @@ import torch
 from tqdm import tqdm
 
 from minisd import CLIP, Tokenizer
+from minisd.classifier import Classifier, classify
 from minisd.data.postcards import JUDGED, Postcards
-from minisd.evaluation import (
+from minisd.files import read_json, write_json
+from minisd.intervals import bootstrap_interval
+from minisd.lab.evaluation import (
     POSTCARDS_CLIP,
     POSTCARDS_JUDGE,
     SPLITS,
@@ -27,16 +30,7 @@ from minisd.evaluation import (
     EvaluationSettings,
     draw,
 )
-from minisd.files import read_json, write_json
-from minisd.metrics import (
-    Judge,
-    bootstrap_interval,
-    clip_scores,
-    frechet_distance,
-    frechet_interval,
-    in_batches,
-    judge_answers,
-)
+from minisd.metrics import clip_scores, frechet_distance, frechet_interval, in_batches
 from minisd.pretrained import locate
 
 MODEL, FILE = "postcards", "sweeps.json"
@@ -45,7 +39,7 @@ ROWS = [(scale, USUAL[1]) for scale in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)]
 ROWS += [(USUAL[0], steps) for steps in (1, 2, 3, 5, 8, 12, 50)]
 
 
-def real_features(judge: Judge, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def real_features(judge: Classifier, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features of the postcards whose captions are drawn, and of their twins."""
     asked = [Postcards(split, n, UNSEEN_SEED) for split in SPLITS]
     return tuple(
@@ -55,7 +49,7 @@ def real_features(judge: Judge, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measure(
-    model: str | Path, judge: Judge, real: torch.Tensor, row: tuple[float, int], n: int
+    model: str | Path, judge: Classifier, real: torch.Tensor, row: tuple[float, int], n: int
 ) -> dict:
     """Draw the captions of both splits at one guidance scale and number of steps, and score."""
     scale, steps = row
@@ -68,7 +62,7 @@ def measure(
         start = time.perf_counter()
         images, _ = draw(locate(model), settings, data.full_captions)
         seconds += time.perf_counter() - start
-        right = judge_answers(judge, images) == data.labels
+        right = classify(judge, images) == data.labels
         result[split] = {"all": int(right.all(dim=1).sum())}
         result[split] |= dict(zip(JUDGED, right.sum(dim=0).tolist(), strict=True))
         pictures.append(images)
@@ -95,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder, n = locate(arguments.model), arguments.samples
-    judge, path = Judge.from_pretrained(POSTCARDS_JUDGE), folder / FILE
+    judge, path = Classifier.from_pretrained(POSTCARDS_JUDGE), folder / FILE
     head = {"model": read_json(folder / "training.json")["commit"], "samples": n, "seed": 0}
     kept = head | {"rows": []}
     if arguments.save and path.exists() and read_json(path).items() >= head.items():

@@ -10,9 +10,9 @@ original and a picture drawn alone and pasted. `--save` keeps the scores in the 
 
 import argparse
 
-from minisd.cards import add_scores
-from minisd.evaluation import EvaluationSettings
-from minisd.inpainting import evaluate_inpainting
+from minisd.lab.cards import add_scores
+from minisd.lab.evaluation import EvaluationSettings
+from minisd.lab.inpainting import evaluate_inpainting
 from minisd.pretrained import locate
 
 MODEL = "postcards"

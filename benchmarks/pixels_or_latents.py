@@ -19,22 +19,25 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from minisd import UNet, UNetConfig
-from minisd.cards import machine
+from minisd.classifier import Classifier, classify
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import Postcards
-from minisd.evaluation import POSTCARDS_JUDGE, UNSEEN_SEED
 from minisd.files import write_json
-from minisd.metrics import Judge, bootstrap_interval, in_batches, judge_answers
-from minisd.pipeline import ClassifierFreeGuidance, denoise
-from minisd.pretrained import locate
-from minisd.recipes import (
+from minisd.intervals import bootstrap_interval
+from minisd.lab.cards import machine
+from minisd.lab.evaluation import POSTCARDS_JUDGE, UNSEEN_SEED
+from minisd.lab.recipes import (
     POSTCARDS_PROBABILITIES,
     POSTCARDS_SAMPLER,
     POSTCARDS_SCHEDULER,
     frozen_parts,
 )
-from minisd.training import TrainingSettings, diffusion_loss, train
+from minisd.losses import diffusion_loss
+from minisd.metrics import in_batches
+from minisd.pipeline import ClassifierFreeGuidance, denoise
+from minisd.pretrained import locate
+from minisd.training import TrainingSettings, train
 
 FILE = "race.json"
 PICTURES, BATCH = 4000, 32
@@ -64,7 +67,7 @@ class Course:
 
     def __init__(self, pictures: int, samples: int):
         self.tokenizer, self.text_encoder, self.vae = frozen_parts()
-        self.judge = Judge.from_pretrained(POSTCARDS_JUDGE)
+        self.judge = Classifier.from_pretrained(POSTCARDS_JUDGE)
         cards = Postcards("train", pictures)
         self.latents = Latents(Captioned(cards, self.tokenizer), self.vae)
         self.pixels = cards.images()
@@ -82,7 +85,7 @@ class Course:
             guided = ClassifierFreeGuidance(unet.eval(), nothing, 3.0)
             *_, last = denoise(guided, POSTCARDS_SAMPLER, noise, 10, context=context)
         images = in_batches(decode, last.x).clamp(-1, 1)
-        return judge_answers(self.judge, images) == self.asked.labels
+        return classify(self.judge, images) == self.asked.labels
 
     def run(self, name: str, steps: int) -> Iterator[dict]:
         """Train one racer, yielding a row after each doubling of the steps."""

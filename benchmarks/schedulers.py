@@ -17,10 +17,11 @@ import torch
 from tqdm import tqdm
 
 from minisd import UNet
+from minisd.classifier import Classifier
 from minisd.data.digits import digits
 from minisd.device import best_device
 from minisd.files import read_json, write_json
-from minisd.metrics import Judge, score_digits
+from minisd.lab.evaluation import score_digits
 from minisd.pipeline import sample
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS
@@ -108,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = arguments.model
-    unet, judge = UNet.from_pretrained(model).to(best_device()), Judge.from_pretrained(JUDGE)
+    unet, judge = UNet.from_pretrained(model).to(best_device()), Classifier.from_pretrained(JUDGE)
     path = locate(model) / FILE
     made_by = read_json(locate(model) / "training.json")["commit"]
     head = {"model": made_by, "samples": arguments.samples, "seed": 0}

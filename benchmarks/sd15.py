@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from minisd import StableDiffusionPipeline, full_size
+from minisd.book.notebook import peak_memory
 from minisd.device import best_device
-from minisd.notebook import peak_memory
 
 PROMPT = "An image of Angkor with a sunset sky."
 LIBRARIES = "minisd", "diffusers"
@@ -38,7 +38,7 @@ LOADING = """
 import json, sys, time
 library, folder, dtype = sys.argv[1:]
 import torch
-from minisd.notebook import peak_memory
+from minisd.book.notebook import peak_memory
 if library == "minisd":
     from minisd import StableDiffusionPipeline
     settings = {}

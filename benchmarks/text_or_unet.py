@@ -22,22 +22,24 @@ import torch
 from tqdm import tqdm
 
 from minisd import CLIPTextModel, UNet, UNetConfig
+from minisd.classifier import Classifier, classify
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import JUDGED, Postcards
 from minisd.device import best_device, device_name
-from minisd.evaluation import POSTCARDS_JUDGE, SPLITS, UNSEEN_SEED
 from minisd.files import read_json, write_json
-from minisd.metrics import Judge, in_batches, judge_answers
-from minisd.pipeline import ClassifierFreeGuidance, denoise
-from minisd.pretrained import locate
-from minisd.recipes import (
+from minisd.lab.evaluation import POSTCARDS_JUDGE, SPLITS, UNSEEN_SEED
+from minisd.lab.recipes import (
     POSTCARDS_PROBABILITIES,
     POSTCARDS_SAMPLER,
     POSTCARDS_SCHEDULER,
     frozen_parts,
 )
-from minisd.training import TrainingSettings, TrainingStep, diffusion_loss, train
+from minisd.losses import diffusion_loss
+from minisd.metrics import in_batches
+from minisd.pipeline import ClassifierFreeGuidance, denoise
+from minisd.pretrained import locate
+from minisd.training import TrainingSettings, TrainingStep, train
 
 FILE = "text_or_unet.json"
 LAYERS = (0, 3)  # of the text encoder; 3 is all of it
@@ -106,7 +108,7 @@ def score(unet, text_encoder, tokenizer, vae, judge, n: int) -> dict:
         guided = ClassifierFreeGuidance(unet, empty, DRAW_SCALE)
         *_, last = denoise(guided, POSTCARDS_SAMPLER, noise, DRAW_STEPS, context=context)
         images = in_batches(vae.decode, last.x).clamp(-1, 1).cpu()
-        right = judge_answers(judge, images) == data.labels
+        right = classify(judge, images) == data.labels
         result[split] = {"all": int(right.all(dim=1).sum())}
         result[split] |= dict(zip(JUDGED, right.sum(dim=0).tolist(), strict=True))
     return result
@@ -124,7 +126,7 @@ def main() -> None:
     device = best_device()
     tokenizer, text_encoder, vae = frozen_parts()
     text_encoder, vae = text_encoder.to(device), vae.to(device)
-    judge, empty_ids = Judge.from_pretrained(POSTCARDS_JUDGE), tokenizer([""])[0]
+    judge, empty_ids = Classifier.from_pretrained(POSTCARDS_JUDGE), tokenizer([""])[0]
     commits = {
         part: read_json(locate(part) / "training.json")["commit"]
         for part in ("clip-postcards", "postcards-vae")

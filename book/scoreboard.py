@@ -8,8 +8,8 @@ A test fails while the page is not what this script would write.
 from pathlib import Path
 
 from minisd.files import read_json, replacing
+from minisd.lab.scoreboard import as_markdown, scoreboard
 from minisd.pretrained import CHECKPOINTS, bundled
-from minisd.scoreboard import as_markdown, scoreboard
 
 PAGE = Path(__file__).with_suffix(".md")
 TEXT = """# Scoreboard

@@ -1,13 +1,29 @@
 """minisd: Stable Diffusion, built, trained and measured on a laptop.
 
-The package of the book. Each module's first line names the chapter that builds it.
+The package of the book. Where the code of each chapter lives:
+
+    1  The big picture           stable_diffusion (used; chapter 10 builds it)
+    2  Adding noise              schedules
+    3  The U-Net                 layers, unet
+    4  Training a DDPM           schedulers.base, .ddpm, losses, training, pipeline, device
+    5  Schedulers                schedulers
+    6  Tokens and transformers   tokenizer, layers, clip
+    7  CLIP                      clip, losses, data.postcards
+    8  Guidance                  conditioning, pipeline
+    9  The autoencoder           vae, losses, optim
+    10 Latent diffusion          conditioning, stable_diffusion, attention_maps
+    11 More than text            editing, maps
+    12 Measuring                 classifier, metrics, intervals
+    13 Growing up                pretrained, weights, files, full_size
+    14 Stable Diffusion v1.5     full_size, book.stage
+
+`minisd.lab` holds the experiments (recipes, evaluation, scoreboard), `minisd.book` the machinery of
+the book (figures, numbers in the prose), `minisd.data` the data sets, `minisd.exercises` the checkers.
 """
 
-from minisd.compat import declare_torchvision_operators
+from typing import TYPE_CHECKING, Any
 
-declare_torchvision_operators()  # before anything imports torchvision
-
-from minisd.clip import (  # noqa: E402
+from minisd.clip import (
     CLIP,
     CLIPConfig,
     CLIPTextConfig,
@@ -15,9 +31,8 @@ from minisd.clip import (  # noqa: E402
     CLIPVisionConfig,
     VisionTransformer,
 )
-from minisd.exercises import check  # noqa: E402
-from minisd.full_size import random_sd15  # noqa: E402
-from minisd.schedulers import (  # noqa: E402
+from minisd.full_size import random_sd15
+from minisd.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -26,10 +41,13 @@ from minisd.schedulers import (  # noqa: E402
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
-from minisd.stable_diffusion import StableDiffusionPipeline  # noqa: E402
-from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
-from minisd.unet import UNet, UNetConfig  # noqa: E402
-from minisd.vae import AutoencoderKL, VAEConfig  # noqa: E402
+from minisd.stable_diffusion import StableDiffusionPipeline
+from minisd.tokenizer import Tokenizer, TokenizerConfig
+from minisd.unet import UNet, UNetConfig
+from minisd.vae import AutoencoderKL, VAEConfig
+
+if TYPE_CHECKING:
+    from minisd.exercises import check
 
 __all__ = [
     "AutoencoderKL",
@@ -55,3 +73,12 @@ __all__ = [
     "check",
     "random_sd15",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the checkers of the exercises when `minisd.check` is first asked for."""
+    if name != "check":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from minisd.exercises import check
+
+    return check

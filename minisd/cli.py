@@ -63,8 +63,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe from nothing, or resume it."""
+    from minisd.lab.recipes import find_recipe, run
     from minisd.pretrained import preferring
-    from minisd.recipes import find_recipe, run
 
     wanted = find_recipe(recipe)
     out = out or Path("runs") / recipe
@@ -119,11 +119,11 @@ def generate(
     ] = None,
 ) -> None:
     """Draw images, and save them as one grid, or one by one; each prompt has a row of its own."""
-    from minisd.artist import Artist
+    from minisd.book.plots import image_grid, save_gif
     from minisd.device import best_device
     from minisd.files import replacing, writable_folder
+    from minisd.lab.artist import Artist
     from minisd.maps import read_map
-    from minisd.plots import image_grid, save_gif
 
     if semantic_map is not None:
         prompts = prompts or [""]  # the map may be all that is said
@@ -192,11 +192,11 @@ def evaluate(
 
     What is kept with --save includes the seconds per picture, if the model draws.
     """
-    from minisd.cards import add_scores
-    from minisd.evaluation import EvaluationSettings, speed
     from minisd.files import read_json
+    from minisd.lab.cards import add_scores
+    from minisd.lab.evaluation import EvaluationSettings, speed
+    from minisd.lab.recipes import find_recipe
     from minisd.pretrained import locate
-    from minisd.recipes import find_recipe
 
     folder = locate(model)
     recipe = find_recipe(read_json(folder / "training.json")["recipe"])
@@ -221,8 +221,8 @@ def info(
     ] = None,
 ) -> None:
     """Show a model's card, or list the bundled checkpoints and the recipes."""
+    from minisd.lab.recipes import RECIPES
     from minisd.pretrained import bundled, locate
-    from minisd.recipes import RECIPES
 
     if model is not None:
         card = locate(model) / "card.md"

@@ -279,15 +279,3 @@ class CLIP(Pretrained, nn.Module):
         """Return embeddings of length one: (b,n) -> (b,embed_dim)."""
         states = self.text_model.pool(self.text_model(ids), ids)
         return F.normalize(self.text_projection(states), dim=-1)
-
-
-def contrastive_loss(logits: Tensor) -> Tensor:
-    """Return the symmetric loss of logits (b,b), whose diagonal holds the pairs that belong.
-
-    Each image must find its text among all, and each text its image. Radford et al. 2021, fig. 3.
-    Raises ValueError if the logits are not square.
-    """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"logits must be (b, b), one text per image, got {tuple(logits.shape)}")
-    pairs = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2

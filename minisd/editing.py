@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from minisd.pipeline import DenoisingState, walk
+from minisd.pipeline import DenoisingState, denoise_from
 from minisd.schedulers import Scheduler
 
 
@@ -43,10 +43,10 @@ def redraw(
     timesteps = last_timesteps(scheduler, num_inference_steps, strength)
     x = scheduler.add_noise(x_start, noise, timesteps[:1])
     if mask is None:
-        yield from walk(unet, scheduler, timesteps, x, generator, context)
+        yield from denoise_from(unet, scheduler, timesteps, x, generator, context)
         return
     for t, t_next in zip(timesteps.split(1), [*timesteps.split(1)[1:], None], strict=True):
-        (state,) = walk(unet, scheduler, t, x, generator, context)
+        (state,) = denoise_from(unet, scheduler, t, x, generator, context)
         known = x_start if t_next is None else scheduler.add_noise(x_start, noise, t_next)
         x = mask * state.x + (1 - mask) * known  # what is to stay, as noisy as the rest
         yield state._replace(x=x)

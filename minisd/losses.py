@@ -1,21 +1,100 @@
-"""Chapter 9: what an autoencoder is trained to do: look alike, keep its latents small, look real.
+"""Chapters 4, 7 and 9: what is minimised, one function for each kind of model.
 
 The functions that return a loss fit `minisd.training.train`. Every term is a mean over the numbers
 of an image, so that a weight means the same at every size.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from minisd.training import LossFunction
+from minisd.classifier import random_warp
+from minisd.schedulers import Scheduler
 from minisd.vae import DiagonalGaussian
 
+LossFunction = Callable[[nn.Module, Any, torch.Generator], Tensor]
+Prepare = Callable[[Any, torch.Generator], tuple[Tensor, Tensor | None]]
 Features = Callable[[Tensor], Sequence[Tensor]]  # images (b,c,h,w) -> feature maps of some layers
 Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def only_images(batch: Any, generator: torch.Generator) -> tuple[Tensor, None]:
+    """Return the first entry of a batch, and no context: nothing tells the model what to draw."""
+    return batch[0], None
+
+
+def diffusion_loss(
+    scheduler: Scheduler, probabilities: Tensor | None = None, prepare: Prepare = only_images
+) -> LossFunction:
+    """Return the loss of DDPM's algorithm 1; `prepare` makes x_0 and the context of a batch.
+
+    Timestep t is drawn with `probabilities` (T,), by default all alike. The draw is stratified: of
+    b timesteps, one falls into each b-th part of the probability.
+    """
+    if probabilities is None:
+        probabilities = torch.full_like(scheduler.betas, 1 / scheduler.num_train_timesteps)
+    cumulative = probabilities.double().cumsum(0).float()
+
+    def loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
+        x_start, context = prepare(batch, generator)
+        b, device = len(x_start), x_start.device
+        u = torch.rand(b, generator=generator, device=device)
+        u = (torch.arange(b, device=device) + u) / b
+        t = torch.searchsorted(cumulative.to(device), u).clamp(max=len(cumulative) - 1)
+        noise = torch.randn(x_start.shape, generator=generator, device=device)
+        prediction = model(scheduler.add_noise(x_start, noise, t), t, context)
+        return F.mse_loss(prediction, scheduler.target(x_start, noise, t))  # DDPM eq. 14
+
+    return loss
+
+
+def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
+    """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
+
+    The padding that all the texts end with is left away: no token looks ahead, so it changes
+    nothing. Nothing in it is drawn at random.
+    """
+    images, ids = batch
+    longest = int((ids != ids[:, -1:]).sum(dim=1).max()) + 1
+    return contrastive_loss(model(images, ids[:, :longest]))
+
+
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """Return the symmetric loss of logits (b,b), whose diagonal holds the pairs that belong.
+
+    Each image must find its text among all, and each text its image. Radford et al. 2021, fig. 3.
+    Raises ValueError if the logits are not square.
+    """
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        raise ValueError(f"logits must be (b, b), one text per image, got {tuple(logits.shape)}")
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def classifier_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Return the cross-entropy of (images (b,c,h,w), labels) after a small random warp.
+
+    Labels are (b,) for one question, (b,questions) for several, whose losses are summed.
+    """
+    images, labels = batch
+    answers = judge(random_warp(images, generator)).values()
+    columns = labels.view(len(labels), -1).unbind(1)
+    return sum(
+        F.cross_entropy(logits, column, label_smoothing=0.05)
+        for logits, column in zip(answers, columns, strict=True)
+    )
+
+
+def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Return the cross-entropy of every pixel; a batch begins with images and ends with maps.
+
+    A U-Net that says for each pixel what it belongs to: Ronneberger et al. 2015, with t left at 0.
+    """
+    return F.cross_entropy(unet(batch[0], 0), batch[-1])
 
 
 def perceptual_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:

@@ -1,28 +1,119 @@
-"""Chapter 11: semantic maps of postcards, and the pipeline that draws what a map says."""
+"""Chapter 11: semantic maps, put beside the latents, and the pipeline that draws what a map says.
+
+A map reaches the U-Net in input channels of its own, beside the noisy latents. Some maps are taken
+away in training, so that the network learns to draw with and without them.
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisd.clip import CLIPTextModel
-from minisd.conditioning import map_channels
+from minisd.conditioning import cond_drop_mask
 from minisd.data.postcards import LAYERS
 from minisd.files import read_json
-from minisd.pipeline import Concatenation, DenoisingState
+from minisd.losses import LossFunction
+from minisd.pipeline import DenoisingState
 from minisd.pretrained import locate
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.stable_diffusion import INDEX, PipelineOutput, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer
-from minisd.unet import UNet
+from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL
 
 COLOURS = dict(zip(LAYERS, ("#cfe3f5", "#a58f62", "#c8384a", "#6f4e9b"), strict=True))
 TABLE = torch.tensor([list(bytes.fromhex(colour[1:])) for colour in COLOURS.values()])  # (4,3)
+WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Concatenation(nn.Module):
+    """A U-Net with more input channels than x has: it also sees `c_concat`, at every step.
+
+    It is called as a U-Net without them. `c_concat` is (b,c,h,w), one for each picture, or one for
+    all; or (1,c,1,1), the same at every place. Rombach et al. 2022, section 3.3. Raises ValueError
+    for another size or number.
+    """
+
+    def __init__(self, unet: nn.Module, c_concat: Tensor):
+        super().__init__()
+        self.unet = unet
+        self.c_concat = c_concat
+
+    @property
+    def config(self) -> UNetConfig:
+        """The sizes of the U-Net that this one is like from outside."""
+        config = self.unet.config
+        return replace(config, in_channels=config.in_channels - self.c_concat.shape[1])
+
+    def forward(self, x: Tensor, t: Tensor | int, context: Tensor | None = None) -> Tensor:
+        size, grid = tuple(x.shape[2:]), tuple(self.c_concat.shape[2:])
+        if grid not in (size, (1, 1)):
+            raise ValueError(
+                f"the picture has {size} places and its c_concat {grid}: "
+                "a map must be as large as its picture"
+            )
+        copies, rest = divmod(len(x), len(self.c_concat))  # guidance asks for each picture twice
+        if rest or copies > 2 and len(self.c_concat) > 1:
+            raise ValueError(f"{len(x)} pictures cannot share {len(self.c_concat)} maps")
+        c_concat = self.c_concat.repeat(copies, 1, 1, 1).expand(-1, -1, *size)
+        return self.unet(torch.cat([x, c_concat], dim=1), t, context)
+
+
+def map_channels(maps: Tensor, num_labels: int, factor: int) -> Tensor:
+    """Bring maps (b,h,w) of labels to the latents' grid: (b, k factor^2, h/factor, w/factor).
+
+    One channel for each label and each pixel of a cell, 1 where that label is: nothing is lost.
+    Raises ValueError for what is no such map.
+    """
+    if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3 or not maps.numel():
+        raise ValueError(
+            f"a map must be (h, w) whole numbers, got {maps.dtype} {tuple(maps.shape[1:])}"
+        )
+    if maps.min() < 0 or maps.max() >= num_labels:
+        low, high = int(maps.min()), int(maps.max())
+        raise ValueError(f"a map holds the labels 0 to {num_labels - 1}, got {low} to {high}")
+    if maps.shape[1] % factor or maps.shape[2] % factor:
+        h, w = maps.shape[1:]
+        raise ValueError(f"height and width must be multiples of {factor}, got a map of {h} x {w}")
+    one_hot = F.one_hot(maps.long(), num_labels).movedim(-1, 1).float()  # (b,k,h,w)
+    return F.pixel_unshuffle(one_hot, factor)  # b k (h p) (w q) -> b (k p q) h w
+
+
+def with_maps(
+    loss_function: LossFunction, num_labels: int, factor: int, drop: float = 0.1
+) -> LossFunction:
+    """Return the same loss for a U-Net that sees maps as well, the last entry (b,h,w) of a batch.
+
+    A share `drop` of the maps is taken away: zeros say nothing.
+    """
+
+    def loss(model: nn.Module, batch: list[Any], generator: torch.Generator) -> Tensor:
+        *rest, maps = batch
+        c_concat = map_channels(maps, num_labels, factor)
+        forgotten = cond_drop_mask(len(maps), drop, generator)[:, :, None, None]
+        seeing = Concatenation(model, c_concat.masked_fill(forgotten, 0.0))
+        return loss_function(seeing, rest, generator)
+
+    return loss
+
+
+def widened(unet: UNet, channels: int) -> UNet:
+    """Return a copy of a U-Net that has so many more input channels, and does not mind them yet.
+
+    Their weights are zeros: it begins as the network that it was.
+    """
+    config = replace(unet.config, in_channels=unet.config.in_channels + channels)
+    wider, weights = UNet(config), unet.state_dict()
+    weights["conv_in.weight"] = F.pad(weights["conv_in.weight"], (0, 0, 0, 0, 0, channels))
+    wider.load_state_dict(weights)
+    return wider
 
 
 def paint_maps(maps: Tensor) -> Tensor:
@@ -98,10 +189,10 @@ class MapPipeline(StableDiffusionPipeline):
 
         Maps are (b,h,w), one for all pictures or one for each; None is no map, only words.
         """
-        beside = self.nothing
+        c_concat = self.nothing
         if maps is not None:
-            beside = map_channels(maps, self.num_labels, self.vae.config.downscale)
-        seeing = Concatenation(self.unet, beside.to(self.device, self.dtype))
+            c_concat = map_channels(maps, self.num_labels, self.vae.config.downscale)
+        seeing = Concatenation(self.unet, c_concat.to(self.device, self.dtype))
         pipeline = StableDiffusionPipeline(
             self.tokenizer, self.text_encoder, seeing, self.vae, self.scheduler
         )

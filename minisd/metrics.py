@@ -1,106 +1,15 @@
 """Chapters 4, 9, 11 and 12: how good are the pictures? Judges, distances, intervals."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisd.clip import CLIP
-from minisd.pretrained import Pretrained
+from minisd.intervals import bootstrap_interval
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """The sizes of a judge; `classes` names each question and the number of its answers.
-
-    What the last maps show is summed up on a grid of `layout` by `layout` cells: one where only
-    what is there matters, more where it also matters at which place.
-    """
-
-    in_channels: int = 1
-    channels: tuple[int, ...] = (32, 64, 128)
-    num_features: int = 128
-    classes: tuple[tuple[str, int], ...] = (("digit", 10),)
-    layout: int = 1
-
-    def __post_init__(self):
-        if not isinstance(self.layout, int) or self.layout < 1:
-            raise ValueError(f"layout must be a positive integer, got {self.layout!r}")
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "classes", tuple((name, n) for name, n in self.classes))
-
-
-class Judge(Pretrained, nn.Module):
-    """A small classifier, trained on real images only, that scores generated ones.
-
-    Images (b,c,h,w) in [-1,1] -> {question: logits (b, answers)}.
-    """
-
-    config_class = JudgeConfig
-
-    def __init__(self, config: JudgeConfig):
-        super().__init__()
-        self.config = config
-        layers, width = [], config.in_channels
-        for channels in config.channels:
-            for _ in range(2):
-                layers += [
-                    nn.Conv2d(width, channels, 3, padding=1),
-                    nn.GroupNorm(8, channels),
-                    nn.SiLU(),
-                ]
-                width = channels
-            layers.append(nn.MaxPool2d(2))
-        self.body = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveMaxPool2d(config.layout)
-        self.project = nn.Linear(width * config.layout**2, config.num_features)
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(config.num_features, n) for name, n in config.classes}
-        )
-
-    def activations(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps after every level, the largest first: (b,channels,h/2,w/2)..."""
-        maps, x, per_level = [], images, len(self.body) // len(self.config.channels)
-        for i, layer in enumerate(self.body, start=1):
-            x = layer(x)
-            if i % per_level == 0:
-                maps.append(x)
-        return maps
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the penultimate features (b, num_features), in which FID is measured."""
-        return F.silu(self.project(self.pool(self.body(images)).flatten(1)))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.features(images)
-        return {name: head(features) for name, head in self.heads.items()}
-
-
-def judge_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the cross-entropy of (images (b,c,h,w), labels) after a small random warp.
-
-    Labels are (b,) for one question, (b,questions) for several, whose losses are summed.
-    """
-    images, labels = batch
-    answers = judge(random_warp(images, generator)).values()
-    columns = labels.view(len(labels), -1).unbind(1)
-    return sum(
-        F.cross_entropy(logits, column, label_smoothing=0.05)
-        for logits, column in zip(answers, columns, strict=True)
-    )
-
-
-def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the cross-entropy of every pixel; a batch begins with images and ends with maps.
-
-    A U-Net that says for each pixel what it belongs to: Ronneberger et al. 2015, with t left at 0.
-    """
-    return F.cross_entropy(unet(batch[0], 0), batch[-1])
 
 
 def segment(unet: UNet, images: Tensor) -> Tensor:
@@ -122,22 +31,6 @@ def mean_iou(counts: Tensor) -> float:
     """
     both, either = counts.sum(dim=0).double().unbind(dim=-1)
     return float((both / either).nanmean())
-
-
-def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, scale and shift each image (b,c,h,w) at random: 10 degrees, 10 %, 7 % of its width."""
-    b, device = len(images), images.device
-    draw = torch.rand((4, b), generator=generator, device=device) * 2 - 1
-    angle, scale, shift = draw[0] * math.radians(10), 1 + 0.1 * draw[1], 0.14 * draw[2:]
-    theta = torch.stack(
-        [
-            torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[0]], dim=-1),
-            torch.stack([scale * angle.sin(), scale * angle.cos(), shift[1]], dim=-1),
-        ],
-        dim=1,
-    )  # (b,2,3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 @torch.no_grad()
@@ -219,33 +112,6 @@ def check_pairs(images_a: Tensor, images_b: Tensor) -> None:
         )
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927); raises ValueError unless 0<=k<=n."""
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    p = successes / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def bootstrap_interval(
-    statistic: Callable[[Tensor], float],
-    values: Tensor,
-    resamples: int = 200,
-    generator: torch.Generator | None = None,
-) -> tuple[float, float]:
-    """Return the 95 % interval of `statistic`, resampling the rows of `values` (n,...)."""
-    n = len(values)
-    draws = [
-        statistic(values[torch.randint(n, (n,), generator=generator)]) for _ in range(resamples)
-    ]
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(
-        torch.tensor([0.025, 0.975], dtype=torch.float64)
-    )
-    return float(low), float(high)
-
-
 def frechet_interval(
     features: Tensor, real: Tensor, generator: torch.Generator | None = None
 ) -> tuple[float, float]:
@@ -263,103 +129,6 @@ def frechet_interval(
     low, high = bootstrap_interval(keep, features, generator=generator)
     bias = sum(draws) / len(draws) - value
     return low - bias, high - bias
-
-
-@dataclass(frozen=True)
-class DigitScores:
-    """The scores of unconditional digits, each with what real digits reach."""
-
-    n: int
-    fid: float
-    fid_interval: tuple[float, float]
-    fid_real: float  # real training digits against the same real test digits, equal n
-    confidence: float  # mean probability of the judge's first choice
-    confidence_real: float
-    class_shares: tuple[float, ...]  # how often each digit was drawn
-    class_balance: float  # entropy of the shares over that of a uniform draw: 1 is perfect
-
-
-def score_digits(
-    judge: Judge,
-    samples: Tensor,
-    real_train: Tensor,
-    real_test: Tensor,
-    generator: torch.Generator | None = None,
-) -> DigitScores:
-    """Compare samples (n,1,28,28) with as many real digits, by the judge's features and answers.
-
-    The interval is a bootstrap over samples. Raises ValueError if there are fewer real digits.
-    """
-    n = len(samples)
-    if min(len(real_train), len(real_test)) < n:
-        raise ValueError(
-            f"{n} samples need as many real digits, got {len(real_train)} and {len(real_test)}"
-        )
-    chosen = torch.randperm(len(real_train), generator=generator)[:n]
-    features, train, test = (
-        in_batches(judge.features, images)
-        for images in (samples, real_train[chosen], real_test[:n])
-    )
-    head = judge.heads["digit"]
-    with torch.no_grad():
-        probabilities, real_probabilities = head(features).softmax(-1), head(test).softmax(-1)
-    shares = probabilities.argmax(-1).bincount(minlength=probabilities.shape[1]) / n
-    return DigitScores(
-        n=n,
-        fid=frechet_distance(features, test),
-        fid_interval=bootstrap_interval(
-            lambda rows: frechet_distance(rows, test), features, generator=generator
-        ),
-        fid_real=frechet_distance(train, test),
-        confidence=float(probabilities.amax(-1).mean()),
-        confidence_real=float(real_probabilities.amax(-1).mean()),
-        class_shares=tuple(shares.tolist()),
-        class_balance=float(torch.special.entr(shares).sum() / math.log(len(shares))),
-    )
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers with its 95 % interval."""
-
-    correct: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """The share itself."""
-        return self.correct / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's interval around it."""
-        return wilson_interval(self.correct, self.n)
-
-
-def judge_accuracy(judge: Judge, images: Tensor, labels: Iterable[int]) -> Accuracy:
-    """Count how many images (n,c,h,w) a judge with one question answers with their label."""
-    (accuracy,) = judge_accuracies(judge, images, torch.as_tensor(labels)[:, None]).values()
-    return accuracy
-
-
-def judge_answers(judge: Judge, images: Tensor) -> Tensor:
-    """Return the judge's answers to all its questions, (n,c,h,w) -> (n,questions) int64."""
-    return in_batches(
-        lambda batch: torch.stack([logits.argmax(-1) for logits in judge(batch).values()], dim=1),
-        images,
-    )
-
-
-def judge_accuracies(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Accuracy]:
-    """Count, question by question, how many images (n,c,h,w) a judge answers right.
-
-    Labels are (n,questions), in the order of the judge's questions.
-    """
-    right = (judge_answers(judge, images) == labels).sum(0).tolist()
-    return {
-        question: Accuracy(correct, len(images))
-        for question, correct in zip(judge.heads, right, strict=True)
-    }
 
 
 @torch.no_grad()

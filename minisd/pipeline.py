@@ -1,7 +1,6 @@
 """Chapters 4, 8 and 11: from noise to images. The loop is a generator: watch it at any step."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from inspect import signature
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from minisd.schedulers import Scheduler
-from minisd.unet import UNetConfig
 
 
 class DenoisingState(NamedTuple):
@@ -35,10 +33,10 @@ def denoise(
     """
     scheduler.set_timesteps(num_inference_steps, device=x.device)
     x = x * scheduler.init_noise_sigma
-    yield from walk(unet, scheduler, scheduler.timesteps, x, generator, context)
+    yield from denoise_from(unet, scheduler, scheduler.timesteps, x, generator, context)
 
 
-def walk(
+def denoise_from(
     unet: nn.Module,
     scheduler: Scheduler,
     timesteps: Tensor,
@@ -83,54 +81,23 @@ def sample(
 
 
 class ClassifierFreeGuidance(nn.Module):
-    """A U-Net that exaggerates what the context changes: eps_empty + s (eps - eps_empty).
+    """A U-Net that exaggerates what the context changes: eps_null + s (eps - eps_null).
 
     Ho and Salimans 2022, eq. 6, with s = 1 + w: 1 leaves the network as it is, more obeys more.
-    It is called as the U-Net is, with a context (b,n,d); `empty` (1 or b,n,d) is what it says to
-    say nothing, or what to keep away from.
+    It is called as the U-Net is, with a context (b,n,d). `null_context` (1 or b,n,d) is the context
+    without a prompt, or that of a negative prompt.
     """
 
-    def __init__(self, unet: nn.Module, empty: Tensor, guidance_scale: float):
+    def __init__(self, unet: nn.Module, null_context: Tensor, guidance_scale: float):
         super().__init__()
         self.unet = unet
-        self.empty = empty
+        self.null_context = null_context
         self.guidance_scale = guidance_scale
 
     def forward(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        both = torch.cat([self.empty.expand_as(context), context])  # (2b,n,d): one call for both
+        both = torch.cat(
+            [self.null_context.expand_as(context), context]
+        )  # (2b,n,d): one call for both
         uncond, cond = self.unet(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)
-
-
-class Concatenation(nn.Module):
-    """A U-Net with more input channels than x has: it also sees `beside`, the same at every step.
-
-    It is called as a U-Net without them is. `beside` is (b,c,h,w), one for each picture or one for
-    all, or (1,c,1,1), the same at every place. Rombach et al. 2022, section 3.3. Raises ValueError
-    for another size or number.
-    """
-
-    def __init__(self, unet: nn.Module, beside: Tensor):
-        super().__init__()
-        self.unet = unet
-        self.beside = beside
-
-    @property
-    def config(self) -> UNetConfig:
-        """The sizes of the U-Net that this one is like from outside."""
-        config = self.unet.config
-        return replace(config, in_channels=config.in_channels - self.beside.shape[1])
-
-    def forward(self, x: Tensor, t: Tensor | int, context: Tensor | None = None) -> Tensor:
-        size, grid = tuple(x.shape[2:]), tuple(self.beside.shape[2:])
-        if grid not in (size, (1, 1)):
-            raise ValueError(
-                f"the picture has {size} places and what stands beside it {grid}: "
-                "a map must be as large as its picture"
-            )
-        copies, rest = divmod(len(x), len(self.beside))  # guidance asks for each picture twice
-        if rest or copies > 2 and len(self.beside) > 1:
-            raise ValueError(f"{len(x)} pictures cannot share what is beside {len(self.beside)}")
-        beside = self.beside.repeat(copies, 1, 1, 1).expand(-1, -1, *size)
-        return self.unet(torch.cat([x, beside], dim=1), t, context)

@@ -9,70 +9,25 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from minisd.clip import contrastive_loss
 from minisd.files import replacing
+from minisd.losses import LossFunction
 from minisd.optim import Muon
 from minisd.pretrained import read_tensors
-from minisd.schedulers import Scheduler
 
-LossFunction = Callable[[nn.Module, Any, torch.Generator], Tensor]
-Prepare = Callable[[Any, torch.Generator], tuple[Tensor, Tensor | None]]
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Muon": Muon}
-
-
-def only_images(batch: Any, generator: torch.Generator) -> tuple[Tensor, None]:
-    """Return the first entry of a batch, and no context: nothing tells the model what to draw."""
-    return batch[0], None
-
-
-def diffusion_loss(
-    scheduler: Scheduler, probabilities: Tensor | None = None, prepare: Prepare = only_images
-) -> LossFunction:
-    """Return the loss of DDPM's algorithm 1; `prepare` makes x_0 and the context of a batch.
-
-    Timestep t is drawn with `probabilities` (T,), by default all alike. The draw is stratified: of
-    b timesteps, one falls into each b-th part of the probability.
-    """
-    if probabilities is None:
-        probabilities = torch.full_like(scheduler.betas, 1 / scheduler.num_train_timesteps)
-    cumulative = probabilities.double().cumsum(0).float()
-
-    def loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
-        x_start, context = prepare(batch, generator)
-        b, device = len(x_start), x_start.device
-        u = torch.rand(b, generator=generator, device=device)
-        u = (torch.arange(b, device=device) + u) / b
-        t = torch.searchsorted(cumulative.to(device), u).clamp(max=len(cumulative) - 1)
-        noise = torch.randn(x_start.shape, generator=generator, device=device)
-        prediction = model(scheduler.add_noise(x_start, noise, t), t, context)
-        return F.mse_loss(prediction, scheduler.target(x_start, noise, t))  # DDPM eq. 14
-
-    return loss
-
-
-def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
-    """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
-
-    The padding that all the texts end with is left away: no token looks ahead, so it changes
-    nothing. Nothing in it is drawn at random.
-    """
-    images, ids = batch
-    longest = int((ids != ids[:, -1:]).sum(dim=1).max()) + 1
-    return contrastive_loss(model(images, ids[:, :longest]))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from helpers import tiny_pipeline
 
 from minisd import CLIP, Tokenizer, UNet
+from minisd.classifier import Classifier
 from minisd.data.postcards import JUDGED
-from minisd.metrics import Judge, frechet_distance
+from minisd.metrics import frechet_distance
 from minisd.pretrained import CHECKPOINTS, locate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -111,7 +112,7 @@ def test_a_row_of_a_sweep_is_measured(tmp_path):
     pipe = tiny_pipeline()
     pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
     pipe.save_pretrained(tmp_path)
-    judge = Judge.from_pretrained("postcards-judge")
+    judge = Classifier.from_pretrained("postcards-judge")
     real, twins = sweeps.real_features(judge, 4)
     row = sweeps.measure(tmp_path, judge, real, (2.0, 3), 4)
     assert (row["calls"], row["samples"]) == (6, 4)
@@ -121,7 +122,7 @@ def test_a_row_of_a_sweep_is_measured(tmp_path):
 
 @pytest.mark.slow
 def test_a_row_is_scored_and_laid_beside_diffusers(schedulers):
-    unet, judge = UNet.from_pretrained("digits-ddpm"), Judge.from_pretrained("digits-judge")
+    unet, judge = UNet.from_pretrained("digits-ddpm"), Classifier.from_pretrained("digits-judge")
     row = ("DDIM", "ddim", {}, 5)
     result = schedulers.measure("digits-ddpm", unet, judge, row, 40, 4, torch.float32)
     assert result["calls"] == 5 and result["samples"] == 40

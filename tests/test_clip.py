@@ -18,9 +18,10 @@ from minisd import (
     Tokenizer,
     VisionTransformer,
 )
-from minisd.clip import QuickGELU, contrastive_loss
+from minisd.clip import QuickGELU
 from minisd.layers import Attention
-from minisd.training import TrainingSettings, clip_loss, train
+from minisd.losses import clip_loss, contrastive_loss
+from minisd.training import TrainingSettings, train
 
 TEXT = CLIPTextConfig(50, 8, 16, 2, 4, eos_token_id=49)
 VISION = CLIPVisionConfig(12, 4, 3, 16, 2, 4)

@@ -4,17 +4,11 @@ import torch.nn.functional as F
 from helpers import randomise
 
 from minisd import DDPMScheduler, UNet, UNetConfig
-from minisd.conditioning import (
-    forget,
-    label_context,
-    labelled_images,
-    map_channels,
-    widened,
-    with_maps,
-)
+from minisd.conditioning import cond_drop_mask, label_context, labelled_images
 from minisd.data.postcards import LAYERS, Postcards
 from minisd.layers import Attention
-from minisd.training import diffusion_loss
+from minisd.losses import diffusion_loss
+from minisd.maps import map_channels, widened, with_maps
 
 
 def batch(n):
@@ -43,13 +37,15 @@ def test_attention_to_a_label_looks_up_a_table(generator):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_the_share_that_is_forgotten(share, generator):
-    forgotten = forget(4000, share, generator)
+    forgotten = cond_drop_mask(4000, share, generator)
     assert forgotten.shape == (4000, 1) and forgotten.dtype == torch.bool
     assert abs(forgotten.float().mean().item() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
 
 
 def test_a_seed_gives_what_is_forgotten():
-    first, again, other = (forget(50, 0.5, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (
+        cond_drop_mask(50, 0.5, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

@@ -18,16 +18,15 @@ from minisd import (
     full_size,
     pretrained,
 )
+from minisd.book.stage import Stage, set_stage
 from minisd.full_size import (
     CONFIGS,
     NETWORKS,
-    Stage,
     find_weights,
     on_demand,
     random_network,
     random_sd15,
     random_tensor,
-    set_stage,
     stand_in_tokenizer,
     weights_are_here,
 )

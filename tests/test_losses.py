@@ -8,6 +8,7 @@ from helpers import randomise
 from torch.utils.data import TensorDataset
 
 from minisd import AutoencoderKL, VAEConfig
+from minisd.classifier import Classifier, ClassifierConfig
 from minisd.losses import (
     AdversarialAutoencoder,
     PatchDiscriminator,
@@ -18,7 +19,6 @@ from minisd.losses import (
     generator_loss,
     perceptual_distance,
 )
-from minisd.metrics import Judge, JudgeConfig
 from minisd.training import TrainingSettings, train
 
 SMALL = VAEConfig(16, 3, 4, (8,), 1, norm_num_groups=4, patch_size=4)
@@ -31,7 +31,7 @@ def vae(generator):
 
 @pytest.fixture
 def judge(generator):
-    judge = randomise(Judge(JudgeConfig(3, (8, 16), 8, (("sky", 3),))), generator)
+    judge = randomise(Classifier(ClassifierConfig(3, (8, 16), 8, (("sky", 3),))), generator)
     return judge.eval().requires_grad_(False)
 
 

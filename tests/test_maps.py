@@ -5,9 +5,9 @@ from helpers import tiny_pipeline
 from PIL import Image
 
 from minisd import StableDiffusionPipeline
+from minisd.book.plots import image_grid
 from minisd.data.postcards import Postcards
 from minisd.maps import COLOURS, MapPipeline, paint_maps, read_map
-from minisd.plots import image_grid
 
 SETTINGS = dict(num_inference_steps=2, output_type="pt")
 MAPS = Postcards("train", 3, size=32).masks()

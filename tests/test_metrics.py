@@ -23,30 +23,29 @@ from minisd import (
     UNet,
     UNetConfig,
 )
+from minisd.classifier import (
+    Classifier,
+    ClassifierConfig,
+    classification_accuracies,
+    classification_accuracy,
+    random_warp,
+)
+from minisd.intervals import Accuracy, bootstrap_interval, wilson_interval
+from minisd.lab.evaluation import score_digits
+from minisd.losses import classifier_loss, segmenter_loss
 from minisd.metrics import (
-    Accuracy,
-    Judge,
-    JudgeConfig,
-    bootstrap_interval,
     class_embeddings,
     clip_scores,
     frechet_distance,
     frechet_interval,
     in_batches,
-    judge_accuracies,
-    judge_accuracy,
-    judge_loss,
     mean_iou,
     nearest,
     overlaps,
     psnr,
-    random_warp,
     retrieve,
-    score_digits,
     segment,
-    segmenter_loss,
     ssim,
-    wilson_interval,
     zero_shot,
 )
 
@@ -307,11 +306,11 @@ def test_ssim_needs_room_for_a_window():
 
 # The judge
 
-SMALL = JudgeConfig(channels=(8, 8), num_features=6)
+SMALL = ClassifierConfig(channels=(8, 8), num_features=6)
 
 
 def test_a_judge_answers_every_question():
-    judge = Judge(JudgeConfig(3, (8, 16), 12, (("subject", 10), ("sky", 4))))
+    judge = Classifier(ClassifierConfig(3, (8, 16), 12, (("subject", 10), ("sky", 4))))
     images = torch.randn(5, 3, 16, 16)
     answers = judge(images)
     assert {name: tuple(logits.shape) for name, logits in answers.items()} == {
@@ -324,7 +323,7 @@ def test_a_judge_answers_every_question():
 
 
 def test_the_activations_of_a_judge_lead_to_its_features():
-    judge = Judge(JudgeConfig(3, (8, 16), 12, (("sky", 4),)))
+    judge = Classifier(ClassifierConfig(3, (8, 16), 12, (("sky", 4),)))
     images = torch.randn(2, 3, 16, 16)
     large, small = judge.activations(images)
     assert (large.shape, small.shape) == ((2, 8, 8, 8), (2, 16, 4, 4))
@@ -333,14 +332,14 @@ def test_the_activations_of_a_judge_lead_to_its_features():
 
 
 def test_the_judge_of_digits_has_the_size_of_its_card():
-    judge = Judge(JudgeConfig())
+    judge = Classifier(ClassifierConfig())
     assert judge(torch.randn(2, 1, 28, 28))["digit"].shape == (2, 10)
 
 
 def test_judge_loss_is_the_cross_entropy_after_a_warp(generator):
-    judge = Judge(SMALL)
+    judge = Classifier(SMALL)
     images, labels = torch.randn(6, 1, 28, 28), torch.tensor([0, 1, 2, 3, 4, 9])
-    loss = judge_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
     warped = random_warp(images, torch.Generator().manual_seed(3))
     logits = judge(warped)["digit"]
     target = torch.full((6, 10), 0.05 / 10)  # label smoothing
@@ -351,35 +350,35 @@ def test_judge_loss_is_the_cross_entropy_after_a_warp(generator):
 
 
 def test_judge_accuracy_counts():
-    judge = Judge(SMALL).eval()
+    judge = Classifier(SMALL).eval()
     images = torch.randn(30, 1, 28, 28)
     with torch.no_grad():
         answers = judge(images)["digit"].argmax(-1)
     labels = answers.clone()
     labels[:12] = (labels[:12] + 1) % 10
-    accuracy = judge_accuracy(judge, images, labels)
+    accuracy = classification_accuracy(judge, images, labels)
     assert accuracy == Accuracy(18, 30) and accuracy.value == 0.6
     assert accuracy.interval == wilson_interval(18, 30)
 
 
 def test_judge_accuracies_count_question_by_question():
-    judge = Judge(JudgeConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4)))).eval()
+    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4)))).eval()
     images = torch.randn(30, 3, 16, 16)
     with torch.no_grad():
         labels = torch.stack([logits.argmax(-1) for logits in judge(images).values()], dim=1)
     labels[:12, 0] = (labels[:12, 0] + 1) % 10
     labels[3:6, 1] = (labels[3:6, 1] + 1) % 4
     expected = {"subject": Accuracy(18, 30), "sky": Accuracy(27, 30)}
-    assert judge_accuracies(judge, images, labels) == expected
+    assert classification_accuracies(judge, images, labels) == expected
 
 
 def test_judge_loss_sums_over_questions(generator):
-    judge = Judge(JudgeConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
+    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
     images, labels = (
         torch.randn(5, 3, 16, 16),
         torch.tensor([[0, 1], [9, 3], [4, 2], [5, 0], [1, 1]]),
     )
-    loss = judge_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
     answers = judge(random_warp(images, torch.Generator().manual_seed(3)))
     parts = [
         torch.nn.functional.cross_entropy(answers[name], labels[:, i], label_smoothing=0.05)
@@ -387,7 +386,7 @@ def test_judge_loss_sums_over_questions(generator):
     ]
     assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
     with pytest.raises(ValueError):  # a column for each question
-        judge_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
+        classifier_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
 
 
 def test_a_judge_with_a_layout_sees_where():
@@ -396,7 +395,7 @@ def test_a_judge_with_a_layout_sees_where():
     images[0, 0, 16, 8] = images[1, 0, 16, 24] = 5
     for layout in (1, 2, 4):
         torch.manual_seed(0)
-        judge = Judge(JudgeConfig(1, (8, 8), 6, (("place", 2),), layout)).eval()
+        judge = Classifier(ClassifierConfig(1, (8, 8), 6, (("place", 2),), layout)).eval()
         assert judge.project.in_features == 8 * layout**2
         with torch.no_grad():
             left, right = judge.features(images)
@@ -406,13 +405,13 @@ def test_a_judge_with_a_layout_sees_where():
 @pytest.mark.parametrize("layout", [0, -1, 1.5])
 def test_an_impossible_layout_raises(layout):
     with pytest.raises(ValueError, match="layout must be a positive integer"):
-        JudgeConfig(layout=layout)
+        ClassifierConfig(layout=layout)
 
 
 def test_the_judge_of_digits_is_what_it_was():
     """Its config names no layout, and its features are those of a maximum over all places."""
-    judge = Judge.from_pretrained("digits-judge")
-    assert judge.config == JudgeConfig()
+    judge = Classifier.from_pretrained("digits-judge")
+    assert judge.config == ClassifierConfig()
     images = torch.randn(4, 1, 28, 28)
     features = torch.nn.functional.silu(judge.project(judge.body(images).amax(dim=(2, 3))))
     assert torch.equal(judge.features(images), features)
@@ -521,7 +520,7 @@ def test_a_warp_is_small():
 
 
 def test_scores_of_real_digits_against_themselves(generator):
-    judge = Judge(SMALL).eval()
+    judge = Classifier(SMALL).eval()
     real = torch.rand(80, 1, 28, 28, generator=generator) * 2 - 1
     scores = score_digits(judge, real, real, real, generator)
     assert scores.n == 80
@@ -534,7 +533,7 @@ def test_scores_of_real_digits_against_themselves(generator):
 
 
 def test_noise_scores_worse_than_real_digits(generator):
-    judge = Judge(SMALL).eval()
+    judge = Classifier(SMALL).eval()
     real = torch.zeros(120, 1, 28, 28)
     real[:, :, 8:20, 8:20] = torch.rand(120, 1, 12, 12, generator=generator)
     noise = torch.randn(60, 1, 28, 28, generator=generator)
@@ -544,11 +543,11 @@ def test_noise_scores_worse_than_real_digits(generator):
 
 
 def test_class_balance_is_an_entropy():
-    class Fixed(Judge):
+    class Fixed(Classifier):
         def features(self, images):
             return images.flatten(1)[:, :10]
 
-    judge = Fixed(JudgeConfig(channels=(8,), num_features=10)).eval()
+    judge = Fixed(ClassifierConfig(channels=(8,), num_features=10)).eval()
     with torch.no_grad():
         judge.heads["digit"].weight.copy_(100 * torch.eye(10))
         judge.heads["digit"].bias.zero_()
@@ -573,7 +572,7 @@ def test_class_balance_is_an_entropy():
 def test_more_samples_than_real_digits_raise():
     real = torch.zeros(5, 1, 28, 28)
     with pytest.raises(ValueError, match="6 samples need as many real digits, got 5 and 9"):
-        score_digits(Judge(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))
+        score_digits(Classifier(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))
 
 
 # Maps

@@ -3,7 +3,8 @@ import torch
 from helpers import randomise
 
 from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
-from minisd.pipeline import ClassifierFreeGuidance, Concatenation, denoise, sample
+from minisd.maps import Concatenation
+from minisd.pipeline import ClassifierFreeGuidance, denoise, sample
 
 PLAIN = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 WORDS = UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)

@@ -20,7 +20,7 @@ from minisd import (
     UNetConfig,
     VAEConfig,
 )
-from minisd.metrics import Judge, JudgeConfig
+from minisd.classifier import Classifier, ClassifierConfig
 from minisd.pretrained import (
     CHECKPOINTS,
     SD15,
@@ -63,9 +63,9 @@ def test_a_saved_model_comes_back_bit_for_bit(config, format, tmp_path):
 
 
 def test_a_judge_comes_back_with_its_questions(tmp_path):
-    judge = Judge(JudgeConfig(3, (8,), 4, (("colour", 6), ("place", 3))))
+    judge = Classifier(ClassifierConfig(3, (8,), 4, (("colour", 6), ("place", 3))))
     judge.save_pretrained(tmp_path)
-    again = Judge.from_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
     assert again.config == judge.config
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(again(images)["place"], judge(images)["place"])
@@ -273,11 +273,11 @@ def test_what_is_wrong_in_a_foreign_file_is_told_in_its_own_words(change, tmp_pa
 
 
 def test_a_folder_of_another_class_is_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match="JudgeConfig"):
-        Judge.from_pretrained(saved)
+    with pytest.raises(ValueError, match="ClassifierConfig"):
+        Classifier.from_pretrained(saved)
     UNet(CONFIG).save_pretrained(tmp_path / "theirs", format="diffusers")
-    with pytest.raises(ValueError, match="holds a UNet2DModel, not a Judge"):
-        Judge.from_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="holds a UNet2DModel, not a Classifier"):
+        Classifier.from_pretrained(tmp_path / "theirs")
     change_config(tmp_path / "theirs", _class_name="AutoencoderKL")
     with pytest.raises(ValueError, match="holds a AutoencoderKL, not a UNet"):
         UNet.from_pretrained(tmp_path / "theirs")
@@ -287,8 +287,8 @@ def test_unknown_formats_raise_before_anything_is_written(tmp_path):
     folder = tmp_path / "new"
     with pytest.raises(ValueError, match="'onnx'"):
         UNet(CONFIG).save_pretrained(folder, format="onnx")
-    with pytest.raises(ValueError, match="no counterpart of Judge"):
-        Judge(JudgeConfig()).save_pretrained(folder, format="diffusers")
+    with pytest.raises(ValueError, match="no counterpart of Classifier"):
+        Classifier(ClassifierConfig()).save_pretrained(folder, format="diffusers")
     uneven = replace(CONFIG, attention=(True, True))
     with pytest.raises(ValueError, match="one width"):
         UNet(uneven).save_pretrained(folder, format="diffusers")

@@ -16,7 +16,7 @@ from minisd import (
     PNDMScheduler,
 )
 from minisd.files import read_json
-from minisd.recipes import POSTCARDS_SAMPLER
+from minisd.lab.recipes import POSTCARDS_SAMPLER
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.schedulers.sigma import karras_sigmas
 from minisd.schedules import make_betas, rescale_zero_terminal_snr

@@ -18,8 +18,8 @@ from minisd import (
     UNet,
     UNetConfig,
 )
-from minisd.artist import Artist
 from minisd.editing import paste
+from minisd.lab.artist import Artist
 from minisd.stable_diffusion import LORA, as_type
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")

@@ -16,15 +16,9 @@ from torch.utils.data import TensorDataset
 
 import minisd.training
 from minisd import UNet, UNetConfig
+from minisd.losses import diffusion_loss
 from minisd.schedulers import DDPMScheduler
-from minisd.training import (
-    EMA,
-    SeededBatches,
-    TrainingSettings,
-    diffusion_loss,
-    seed_for,
-    train,
-)
+from minisd.training import EMA, SeededBatches, TrainingSettings, seed_for, train
 
 CONFIG = UNetConfig(8, 1, 1, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 SETTINGS = TrainingSettings(

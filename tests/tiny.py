@@ -20,20 +20,21 @@ from minisd import (
     UNet,
     UNetConfig,
 )
-from minisd import evaluation as scores
+from minisd.classifier import Classifier, ClassifierConfig
 from minisd.conditioning import labelled_images
 from minisd.data.captioned import Captioned
 from minisd.data.digits import Digits, uci_digits
 from minisd.data.postcards import CLASSES, Postcards
-from minisd.metrics import Judge, JudgeConfig, judge_loss
-from minisd.recipes import Recipe, TokenizerRecipe, run, save_with
+from minisd.lab import evaluation as scores
+from minisd.lab.recipes import Recipe, TokenizerRecipe, run, save_with
+from minisd.losses import classifier_loss, clip_loss, diffusion_loss
 from minisd.schedulers import DDPMScheduler
-from minisd.training import TrainingSettings, clip_loss, diffusion_loss
+from minisd.training import TrainingSettings
 
 TINY_UNET = UNetConfig(
     sample_size=14, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
 )
-TINY_JUDGE = JudgeConfig(channels=(8, 16), num_features=16)
+TINY_JUDGE = ClassifierConfig(channels=(8, 16), num_features=16)
 TINY_CLIP = CLIPConfig(
     CLIPTextConfig(511, 33, dim=16, num_layers=1, num_heads=1, eos_token_id=510),
     CLIPVisionConfig(64, 16, dim=16, num_layers=1, num_heads=1),
@@ -81,7 +82,7 @@ RECIPES = {
         Recipe(
             name="tiny-classifier",
             summary="a tiny classifier",
-            model=lambda: Judge(TINY_JUDGE),
+            model=lambda: Classifier(TINY_JUDGE),
             dataset=small_digits,
             loss=lambda device: plain_loss,
             settings=replace(SETTINGS, steps=60, learning_rate=1e-2),
@@ -98,9 +99,9 @@ RECIPES = {
         Recipe(
             name="tiny-postcards-judge",
             summary="a tiny classifier with a head for each attribute",
-            model=lambda: Judge(JudgeConfig(3, (8, 8, 8), 16, CLASSES, layout=2)),
+            model=lambda: Classifier(ClassifierConfig(3, (8, 8, 8), 16, CLASSES, layout=2)),
             dataset=lambda: Postcards("all", 64),
-            loss=lambda device: judge_loss,
+            loss=lambda device: classifier_loss,
             settings=SETTINGS,
             evaluate=scores.evaluate_postcards_judge,
         ),

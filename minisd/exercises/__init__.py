@@ -1,38 +1,11 @@
 """Checkers for the exercises of the book: `minisd.check("2.1", my_function)`."""
 
-from minisd.exercises import (
-    ch01,
-    ch02,
-    ch03,
-    ch04,
-    ch05,
-    ch06,
-    ch07,
-    ch08,
-    ch09,
-    ch10,
-    ch11,
-    ch12,
-    ch13,
-    ch14,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from minisd.exercises.checking import Verdict, check
 
-__all__ = [
-    "Verdict",
-    "ch01",
-    "ch02",
-    "ch03",
-    "ch04",
-    "ch05",
-    "ch06",
-    "ch07",
-    "ch08",
-    "ch09",
-    "ch10",
-    "ch11",
-    "ch12",
-    "ch13",
-    "ch14",
-    "check",
-]
+for module in iter_modules(__path__):  # each chapter's module registers its checkers
+    import_module(f"{__name__}.{module.name}")
+
+__all__ = ["Verdict", "check"]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisd.clip import contrastive_loss
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
+from minisd.losses import contrastive_loss
 
 
 @exercise("7.1")

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from minisd import CLIPTextConfig, UNetConfig, VAEConfig, full_size
-from minisd.full_size import CONFIGS, SMALL, Stage, find_weights, random_sd15
+from minisd.book.stage import SMALL, Stage
+from minisd.full_size import CONFIGS, find_weights, random_sd15
 from minisd.pretrained import SD15
 
 CHAPTER = Path(__file__).parents[2] / "chapters" / "14_stable_diffusion.ipynb"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minisd.evaluation import SECONDS
 from minisd.files import read_json, write_json
+from minisd.lab.evaluation import SECONDS
+from minisd.lab.recipes import RECIPES
+from minisd.lab.scoreboard import HEADLINES, as_markdown, entries_of, scoreboard
 from minisd.pretrained import CHECKPOINTS, bundled
-from minisd.recipes import RECIPES
-from minisd.scoreboard import HEADLINES, as_markdown, entries_of, scoreboard
 
 BOOK = Path(__file__).parents[2] / "book"
 

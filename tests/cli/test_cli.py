@@ -17,15 +17,15 @@ from PIL import Image
 from tiny import RECIPES as TINY
 
 import minisd.cli
-import minisd.recipes
+import minisd.lab.recipes
 from minisd import UNet, UNetConfig
+from minisd.book.plots import image_grid
 from minisd.cli import main
 from minisd.data.digits import uci_digits
 from minisd.data.postcards import Postcards
+from minisd.lab.recipes import RECIPES, run
 from minisd.maps import MapPipeline, paint_maps
-from minisd.plots import image_grid
 from minisd.pretrained import bundled
-from minisd.recipes import RECIPES, run
 from minisd.schedulers import SAMPLERS
 
 
@@ -36,7 +36,7 @@ def command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
     for name, recipe in TINY.items():
         short = recipe.changed(steps=10 if recipe.steps else None)
-        monkeypatch.setitem(minisd.recipes.RECIPES, name, short)
+        monkeypatch.setitem(minisd.lab.recipes.RECIPES, name, short)
     monkeypatch.setattr("minisd.device.best_device", lambda: torch.device("cpu"))
 
     def call(*arguments):
@@ -95,7 +95,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    monkeypatch.setattr("minisd.evaluation.digits", uci_digits)
+    monkeypatch.setattr("minisd.lab.evaluation.digits", uci_digits)
 
 
 def tree(folder):
@@ -336,7 +336,9 @@ def test_a_scheduler_that_minisd_does_not_have(command, tmp_path, model):
 
 def test_a_model_of_another_kind(command, tmp_path, model, judge, few_digits):
     assert "UNetConfig has" in one_line(*command("generate", judge))
-    assert "JudgeConfig has" in one_line(*command("evaluate", model, "-n", 2, "--judge", model))
+    assert "ClassifierConfig has" in one_line(
+        *command("evaluate", model, "-n", 2, "--judge", model)
+    )
 
 
 def test_a_model_that_needs_words(command, tmp_path, model):
@@ -444,8 +446,8 @@ def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch):
     def nan(model, batch, generator):
         return next(model.parameters()).sum() * float("nan")
 
-    recipe = replace(minisd.recipes.RECIPES["tiny-ddpm"], loss=lambda device: nan)
-    monkeypatch.setitem(minisd.recipes.RECIPES, "tiny-ddpm", recipe)
+    recipe = replace(minisd.lab.recipes.RECIPES["tiny-ddpm"], loss=lambda device: nan)
+    monkeypatch.setitem(minisd.lab.recipes.RECIPES, "tiny-ddpm", recipe)
     status, out, err = command("train", "tiny-ddpm", "--out", "there")
     assert status == 1 and out == ""
     assert err.splitlines()[-1].startswith("minisd: error: the loss is nan at step 5")
@@ -459,7 +461,7 @@ import sys
 from pathlib import Path
 from minisd import cli
 from minisd.data import digits
-import tiny, minisd.recipes
+import tiny, minisd.lab.recipes
 
 digits.download_folder = lambda: Path(sys.argv.pop(1))  # not the reader's own MNIST
 cli.main()
@@ -580,7 +582,7 @@ def test_a_model_that_takes_no_prompt(command, model):
 
 def test_all_that_a_recipe_builds_on_is_trained_before(command, tmp_path, monkeypatch):
     needing = replace(TINY["tiny-clip"].changed(steps=2), needs=("tiny-tokenizer",))
-    monkeypatch.setitem(minisd.recipes.RECIPES, "tiny-clip", needing)
+    monkeypatch.setitem(minisd.lab.recipes.RECIPES, "tiny-clip", needing)
     status, out, _ = command("train", "tiny-clip", "--all", "--out", "all/tiny-clip")
     assert status == 0
     assert out.splitlines() == [
@@ -617,7 +619,7 @@ def test_generate_from_a_picture(command, tmp_path, words, labels):
 
 def test_generate_keeps_the_pixels_outside_of_a_mask(command, words, monkeypatch):
     frames = []
-    monkeypatch.setattr("minisd.plots.save_gif", lambda path, shown: frames.extend(shown))
+    monkeypatch.setattr("minisd.book.plots.save_gif", lambda path, shown: frames.extend(shown))
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
     mask = np.zeros((32, 32), dtype="uint8")
     mask[5:15, 3:22] = 255

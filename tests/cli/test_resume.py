@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from minisd.classifier import Classifier
 from minisd.files import read_json
-from minisd.metrics import Judge
-from minisd.recipes import run
+from minisd.lab.recipes import run
 
 SCRIPT = Path(tiny.__file__)
 
@@ -147,7 +147,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     answers = []
     for name in ("one", "two"):  # not the weights: those before a normalisation may drift
-        judge = Judge.from_pretrained(tmp_path / name)
+        judge = Classifier.from_pretrained(tmp_path / name)
         with torch.no_grad():
             answers.append(judge(tiny.small_digits().images)["digit"].softmax(-1))
     assert answers[0].amax(-1).mean() > 0.25, "nothing was learnt, so nothing is compared"

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from minisd.classifier import Classifier, classify
 from minisd.data.postcards import (
     ATTRIBUTES,
     CLASSES,
@@ -33,7 +34,6 @@ from minisd.data.postcards import (
 from minisd.data.postcards.captions import compose, prompts
 from minisd.data.postcards.drawing import COLOURS, LIGHT
 from minisd.data.postcards.scenes import mix
-from minisd.metrics import Judge, judge_answers
 
 SPLITS = ("train", "test", "held_out")
 LABELS = {name: i for i, name in enumerate(LAYERS)}
@@ -351,7 +351,7 @@ def test_twins_share_the_labels_and_nothing_else():
     assert torch.equal(again, twins[[5, 2]])
     differs = (twins - data.images()).abs().amax(dim=(1, 2, 3))
     assert (differs > 0.1).all()
-    judged = judge_answers(Judge.from_pretrained("postcards-judge"), twins)
+    judged = classify(Classifier.from_pretrained("postcards-judge"), twins)
     assert (judged == data.labels).float().mean() > 0.99
 
 

@@ -3,6 +3,7 @@
 A recipe names the function that scores what it makes; `minisd evaluate` calls it.
 """
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -15,30 +16,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.artist import Artist
+from minisd.classifier import (
+    Classifier,
+    classification_accuracies,
+    classification_accuracy,
+    classify,
+)
 from minisd.clip import CLIP
 from minisd.data.digits import digits
 from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.device import best_device, device_name
+from minisd.intervals import Accuracy, bootstrap_interval
+from minisd.lab.artist import Artist
 from minisd.maps import MapPipeline
 from minisd.metrics import (
-    Accuracy,
-    Judge,
-    bootstrap_interval,
     class_embeddings,
     clip_scores,
     frechet_distance,
     frechet_interval,
     in_batches,
-    judge_accuracies,
-    judge_accuracy,
-    judge_answers,
     mean_iou,
     overlaps,
     psnr,
     retrieve,
-    score_digits,
     segment,
     ssim,
     zero_shot,
@@ -138,19 +139,74 @@ def mean_in_words(values: Tensor, digits: int, unit: str = "") -> str:
     return f"{mean} (95 % interval {low:.{digits}f} to {high:.{digits}f})"
 
 
+@dataclass(frozen=True)
+class DigitScores:
+    """The scores of unconditional digits, each with what real digits reach."""
+
+    n: int
+    fid: float
+    fid_interval: tuple[float, float]
+    fid_real: float  # real training digits against the same real test digits, equal n
+    confidence: float  # mean probability of the judge's first choice
+    confidence_real: float
+    class_shares: tuple[float, ...]  # how often each digit was drawn
+    class_balance: float  # entropy of the shares over that of a uniform draw: 1 is perfect
+
+
+def score_digits(
+    judge: Classifier,
+    samples: Tensor,
+    real_train: Tensor,
+    real_test: Tensor,
+    generator: torch.Generator | None = None,
+) -> DigitScores:
+    """Compare samples (n,1,28,28) with as many real digits, by the judge's features and answers.
+
+    The interval is a bootstrap over samples. Raises ValueError if there are fewer real digits.
+    """
+    n = len(samples)
+    if min(len(real_train), len(real_test)) < n:
+        raise ValueError(
+            f"{n} samples need as many real digits, got {len(real_train)} and {len(real_test)}"
+        )
+    chosen = torch.randperm(len(real_train), generator=generator)[:n]
+    features, train, test = (
+        in_batches(judge.features, images)
+        for images in (samples, real_train[chosen], real_test[:n])
+    )
+    head = judge.heads["digit"]
+    with torch.no_grad():
+        probabilities, real_probabilities = head(features).softmax(-1), head(test).softmax(-1)
+    shares = probabilities.argmax(-1).bincount(minlength=probabilities.shape[1]) / n
+    return DigitScores(
+        n=n,
+        fid=frechet_distance(features, test),
+        fid_interval=bootstrap_interval(
+            lambda rows: frechet_distance(rows, test), features, generator=generator
+        ),
+        fid_real=frechet_distance(train, test),
+        confidence=float(probabilities.amax(-1).mean()),
+        confidence_real=float(real_probabilities.amax(-1).mean()),
+        class_shares=tuple(shares.tolist()),
+        class_balance=float(torch.special.entr(shares).sum() / math.log(len(shares))),
+    )
+
+
 def evaluate_digits_judge(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score a judge of digits on all unseen digits."""
     data = digits("test")
-    accuracy = judge_accuracy(Judge.from_pretrained(folder), data.images, data.labels)
+    accuracy = classification_accuracy(Classifier.from_pretrained(folder), data.images, data.labels)
     return {f"accuracy on {accuracy.n:,} unseen digits ({data.source})": in_words(accuracy)}
 
 
 def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score a judge of postcards, question by question, on unseen scenes."""
-    judge, scores = Judge.from_pretrained(folder), {}
+    judge, scores = Classifier.from_pretrained(folder), {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
-        for question, accuracy in judge_accuracies(judge, data.images(), data.labels).items():
+        for question, accuracy in classification_accuracies(
+            judge, data.images(), data.labels
+        ).items():
             scores[f"{question}, {accuracy.n:,} postcards, {name}"] = in_words(accuracy)
     return scores
 
@@ -161,7 +217,7 @@ def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
     if n > len(data.images):
         raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
     judge = settings.judge or DIGITS_JUDGE
-    referee = Judge.from_pretrained(judge)  # before the long part
+    referee = Classifier.from_pretrained(judge)  # before the long part
     samples, how = draw(folder, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     found = score_digits(referee, samples, digits("train").images, data.images, generator)
@@ -181,10 +237,10 @@ def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
 def evaluate_digits_class(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score a model that draws the digit it is asked for: all ten in turn, with guidance."""
     name = settings.judge or DIGITS_JUDGE
-    judge = Judge.from_pretrained(name)
+    judge = Classifier.from_pretrained(name)
     asked = torch.arange(settings.n) % 10
     samples, how = draw(folder, settings, [str(digit) for digit in asked.tolist()])
-    right = judge_answers(judge, samples)[:, 0] == asked
+    right = classify(judge, samples)[:, 0] == asked
     scores = {
         "samples": f"{settings.n:,}, {how}; judge {name}",
         "judged as asked": in_words(Accuracy(int(right.sum()), settings.n)),
@@ -232,7 +288,7 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
 
 def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score an autoencoder on unseen postcards: what comes back, and what a judge sees in it."""
-    judge = Judge.from_pretrained(settings.judge or POSTCARDS_JUDGE)
+    judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
     vae, scores = AutoencoderKL.from_pretrained(folder), {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -241,7 +297,7 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
         decibels, similarity = psnr(decoded, images), ssim(decoded, images)
         scores[f"PSNR, {settings.n:,} postcards, {name}"] = mean_in_words(decibels, 2, " dB")
         scores[f"SSIM, {settings.n:,} postcards, {name}"] = mean_in_words(similarity, 4)
-        right = judge_answers(judge, decoded) == data.labels
+        right = classify(judge, decoded) == data.labels
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
     latents = in_batches(vae.encode, images)
     return {"standard deviation of the latents": f"{latents.std():.3f}", **scores}
@@ -260,7 +316,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     picture and caption.
     """
     name = settings.judge or POSTCARDS_JUDGE
-    judge, clip = Judge.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
+    judge, clip = Classifier.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
     tokenizer = Tokenizer.from_pretrained(TOKENIZER)
     scores: Scores = {}
     pictures, real, twins = [], [], []
@@ -268,7 +324,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images, how = draw(folder, settings, data.full_captions)
-        answers = judge_answers(judge, images)
+        answers = classify(judge, images)
         right = answers == data.labels
         scores |= shares_of_right("prompt accuracy, all attributes", judge, right, words)
         scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
@@ -303,7 +359,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     }
 
 
-def shares_of_right(title: str, judge: Judge, right: Tensor, words: str) -> Scores:
+def shares_of_right(title: str, judge: Classifier, right: Tensor, words: str) -> Scores:
     """Say how often all answers (n,questions) bool are right, and how often each is."""
     columns = {title: right.all(dim=1), **dict(zip(judge.heads, right.T, strict=True))}
     return {
@@ -365,7 +421,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
     segmenter makes a map of each picture, to be compared with the one that was given.
     """
     name = settings.judge or POSTCARDS_JUDGE
-    judge, segmenter = Judge.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
+    judge, segmenter = Classifier.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
     vae, scores = MapPipeline.from_pretrained(folder).vae, {}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -379,7 +435,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
             ("caption alone", data.full_captions, None, ("", *judge.heads)),
         ):
             drawn, how = draw(folder, settings, captions, given)
-            right = judge_answers(judge, drawn) == data.labels
+            right = classify(judge, drawn) == data.labels
             shares = shares_of_right(EVERYTHING, judge, right, words)
             for question in settled:
                 question = f"{question or EVERYTHING}, {words}"

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from minisd.plots import INK, NOISE, PAPER, PIXELS, QUIET, STYLE
+from minisd.book.plots import INK, NOISE, PAPER, PIXELS, QUIET, STYLE
 
 EXTENT = 3.2  # the figure shows [-EXTENT, EXTENT] in both directions
 

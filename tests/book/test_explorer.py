@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minisd.explorer import EXTENT, Explorer
+from minisd.book.explorer import EXTENT, Explorer
 
 
 def explorer(**changes):

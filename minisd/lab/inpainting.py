@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.artist import Artist
+from minisd.classifier import Classifier, classify
 from minisd.data.postcards import ATTRIBUTES, LAYERS, Postcards, Scenes, masks
 from minisd.data.postcards.captions import canonical
 from minisd.editing import paste
-from minisd.evaluation import (
+from minisd.intervals import Accuracy, bootstrap_interval
+from minisd.lab.artist import Artist
+from minisd.lab.evaluation import (
     POSTCARDS_JUDGE,
     UNSEEN_SEED,
     EvaluationSettings,
@@ -21,7 +23,7 @@ from minisd.evaluation import (
     in_words,
     reconstructed,
 )
-from minisd.metrics import Accuracy, Judge, bootstrap_interval, in_batches, judge_answers
+from minisd.metrics import in_batches
 from minisd.stable_diffusion import StableDiffusionPipeline
 
 
@@ -34,7 +36,7 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     drawn without its surroundings and pasted.
     """
     name = settings.judge or POSTCARDS_JUDGE
-    judge, artist = Judge.from_pretrained(name), Artist(str(folder), settings.sampler)
+    judge, artist = Classifier.from_pretrained(name), Artist(str(folder), settings.sampler)
     pipeline, vae = artist.pipeline, artist.pipeline.vae
     pipeline.scheduler = artist.scheduler
     generator = torch.Generator().manual_seed(settings.seed)
@@ -54,7 +56,7 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     pasted, cut_out = (paste(each, images, boxes) for each in (drawn, alone))
     labels = data.labels.clone()
     labels[:, 0] = asked.subject
-    right = judge_answers(judge, pasted) == labels
+    right = classify(judge, pasted) == labels
     errors = torch.stack(  # (n,3), squared
         [
             ((each - images) / 2 * (1 - boxes)).square().sum((1, 2, 3))

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minisd.diagrams import MAP, system_map
+from minisd.book.diagrams import MAP, system_map
 
 
 def texts(drawing):

@@ -7,8 +7,8 @@ from helpers import tiny_pipeline
 
 from minisd import AutoencoderKL
 from minisd.data.postcards import LAYERS, Postcards, masks, render
-from minisd.evaluation import EvaluationSettings
-from minisd.inpainting import boxes_around, evaluate_inpainting, inpaint, other_subjects, seam
+from minisd.lab.evaluation import EvaluationSettings
+from minisd.lab.inpainting import boxes_around, evaluate_inpainting, inpaint, other_subjects, seam
 
 FEW = EvaluationSettings(n=4, steps=2)
 
@@ -95,8 +95,8 @@ def perfect(monkeypatch, change):
         assert scene.subject in prompt and scene.colour in prompt
         return change(image, box, render(scene))[None]
 
-    monkeypatch.setattr("minisd.inpainting.inpaint", paint)
-    monkeypatch.setattr("minisd.inpainting.draw", lambda *_, **__: torch.zeros(4, 3, 64, 64))
+    monkeypatch.setattr("minisd.lab.inpainting.inpaint", paint)
+    monkeypatch.setattr("minisd.lab.inpainting.draw", lambda *_, **__: torch.zeros(4, 3, 64, 64))
 
 
 def numbers(text):
@@ -139,7 +139,7 @@ def test_who_leaves_the_surroundings_alone_but_does_not_fit_them_has_a_seam(tmp_
 def test_pixels_that_are_not_put_back_are_counted(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, fitting)
-    monkeypatch.setattr("minisd.inpainting.paste", lambda images, image, mask: images)
+    monkeypatch.setattr("minisd.lab.inpainting.paste", lambda images, image, mask: images)
     _, _, error, _ = evaluate_inpainting(tmp_path, FEW).values()
     after, _, before, *_ = numbers(error)
     assert after == before > 0

@@ -3,7 +3,7 @@ from einops import rearrange
 from helpers import randomise
 
 from minisd import UNet, UNetConfig
-from minisd.attention import attention_weights, record_attention, word_maps
+from minisd.attention_maps import attention_weights, record_attention, word_maps
 from minisd.layers import Attention
 
 WORDS = UNetConfig(8, 2, 2, (8, 8), (True, True), 1, 2, 4, context_dim=6)

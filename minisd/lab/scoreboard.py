@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from minisd.evaluation import MEAN_IOU, SECONDS
 from minisd.files import read_json
+from minisd.lab.evaluation import MEAN_IOU, SECONDS
+from minisd.lab.recipes import RECIPES
 from minisd.pretrained import CHECKPOINTS
-from minisd.recipes import RECIPES
 
 HEADLINES = {  # of each model: what stands for it, and the name of that score, * for what varies
     "digits-judge": {"unseen digits read right": "accuracy on *"},

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from minisd.plots import INK, LATENTS, NOISE, PAPER, PIXELS, QUIET, WORDS
+from minisd.book.plots import INK, LATENTS, NOISE, PAPER, PIXELS, QUIET, WORDS
 
 
 @dataclass(frozen=True)

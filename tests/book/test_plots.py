@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minisd import plots
-from minisd.plots import image_grid
+from minisd.book import plots
+from minisd.book.plots import image_grid
 
 
 def test_grey_images_lie_row_by_row():

@@ -3,9 +3,9 @@ import torch
 from helpers import randomise, tiny_pipeline
 
 from minisd import DDPMScheduler, StableDiffusionPipeline, UNet, UNetConfig
-from minisd.artist import Artist
 from minisd.conditioning import label_context
 from minisd.data.postcards import Postcards
+from minisd.lab.artist import Artist
 from minisd.maps import MapPipeline
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 

@@ -11,16 +11,14 @@ from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
 
 from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, UNetConfig, VAEConfig
-from minisd.cards import add_scores, write_card
+from minisd.classifier import Classifier, classify
 from minisd.data.postcards import Postcards
 from minisd.data.postcards.captions import SKIES
-from minisd.evaluation import EvaluationSettings
 from minisd.files import read_json, write_json
-from minisd.inpainting import evaluate_inpainting
-from minisd.maps import MapPipeline
-from minisd.metrics import Judge, judge_answers, mean_iou, overlaps, segment
-from minisd.pretrained import CHECKPOINTS, bundled
-from minisd.recipes import (
+from minisd.lab.cards import add_scores, write_card
+from minisd.lab.evaluation import EvaluationSettings
+from minisd.lab.inpainting import evaluate_inpainting
+from minisd.lab.recipes import (
     DIGITS_SCHEDULER,
     RECIPES,
     Recipe,
@@ -31,6 +29,9 @@ from minisd.recipes import (
     run,
     save_autoencoder,
 )
+from minisd.maps import MapPipeline
+from minisd.metrics import mean_iou, overlaps, segment
+from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.schedulers import load_scheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 
@@ -68,7 +69,7 @@ def test_recipes_are_found_by_name():
 def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
     postcards, tokenizer = Postcards("train", 2), Tokenizer.from_pretrained("tokenizer-postcards")
     parts = tokenizer, postcards_clip().text_model, AutoencoderKL(VAEConfig.POSTCARDS)
-    monkeypatch.setattr("minisd.recipes.frozen_parts", lambda: parts)
+    monkeypatch.setattr("minisd.lab.recipes.frozen_parts", lambda: parts)
     some_digits = [torch.randn(2, 1, 28, 28), torch.tensor([3, 8])]
     ids = tokenizer(postcards.captions)
     batches = {
@@ -96,8 +97,8 @@ def test_latent_diffusion_is_saved_with_all_that_it_needs(tmp_path, monkeypatch)
     tokenizer, generator = Tokenizer.from_pretrained("tokenizer-postcards"), torch.Generator()
     vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
     parts = tokenizer, randomise(postcards_clip().text_model, generator).eval(), vae
-    monkeypatch.setattr("minisd.recipes.frozen_parts", lambda: parts)
-    monkeypatch.setattr("minisd.recipes.ENCODED", 64)
+    monkeypatch.setattr("minisd.lab.recipes.frozen_parts", lambda: parts)
+    monkeypatch.setattr("minisd.lab.recipes.ENCODED", 64)
     data = find_recipe("postcards").dataset()
     with torch.no_grad():
         one = vae.encode(Postcards("train", 64).images([5]))
@@ -120,8 +121,8 @@ def test_a_painter_of_maps_is_saved_as_one(tmp_path, monkeypatch):
     vae = randomise(AutoencoderKL(VAEConfig.POSTCARDS), generator).eval()
     parts = tokenizer, randomise(postcards_clip().text_model, generator).eval(), vae
     before = randomise(UNet(UNetConfig.POSTCARDS), generator)
-    monkeypatch.setattr("minisd.recipes.frozen_parts", lambda: parts)
-    monkeypatch.setattr("minisd.recipes.ENCODED", 64)
+    monkeypatch.setattr("minisd.lab.recipes.frozen_parts", lambda: parts)
+    monkeypatch.setattr("minisd.lab.recipes.ENCODED", 64)
     with monkeypatch.context() as patch:
         patch.setattr(UNet, "from_pretrained", lambda *_: before)
         follow(find_recipe("postcards-maps"), tmp_path, steps=1)
@@ -182,7 +183,7 @@ def test_training_json_tells_how_the_model_was_made(finished):
 def test_a_classifier_has_no_scheduler(tmp_path):
     follow(SHORT["tiny-classifier"], tmp_path, steps=5)
     assert not (tmp_path / "scheduler_config.json").exists()
-    assert Judge.from_pretrained(tmp_path).config == TINY_JUDGE
+    assert Classifier.from_pretrained(tmp_path).config == TINY_JUDGE
 
 
 def test_steps_and_seed_can_be_changed(tmp_path, finished):
@@ -337,7 +338,7 @@ def test_a_recipe_of_postcards_runs_and_resumes(name, tmp_path):
 
 
 def test_clip_needs_its_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr("minisd.evaluation.TOKENIZER", "no-such-tokenizer")
+    monkeypatch.setattr("minisd.lab.evaluation.TOKENIZER", "no-such-tokenizer")
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
         follow(SHORT["tiny-clip"], tmp_path)
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
@@ -466,7 +467,7 @@ def test_the_readme_says_what_the_cards_say():
 
 @pytest.mark.slow
 def test_the_bundled_system_draws_what_it_is_asked():
-    data, judge = Postcards("test", 16, seed=3), Judge.from_pretrained("postcards-judge")
+    data, judge = Postcards("test", 16, seed=3), Classifier.from_pretrained("postcards-judge")
     pipe = StableDiffusionPipeline.from_pretrained("postcards")
     generator = torch.Generator().manual_seed(0)
     drawn = pipe(
@@ -476,7 +477,7 @@ def test_the_bundled_system_draws_what_it_is_asked():
         generator=generator,
         output_type="pt",
     ).images
-    right = judge_answers(judge, 2 * drawn - 1) == data.labels
+    right = classify(judge, 2 * drawn - 1) == data.labels
     assert right.all(dim=1).sum() >= 12, right
 
 
@@ -494,7 +495,7 @@ def redrawn(pipe, data, wishes, strength):
 @pytest.mark.slow
 def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
     """The wish is another sky; it is silent about the ground and the place."""
-    data, judge = Postcards("test", 48, seed=3), Judge.from_pretrained("postcards-judge")
+    data, judge = Postcards("test", 48, seed=3), Classifier.from_pretrained("postcards-judge")
     pipe = StableDiffusionPipeline.from_pretrained("postcards")
     skies = [words[0] for words in SKIES.values()]
     other_sky = (data.scenes.sky + 1) % len(skies)
@@ -504,7 +505,7 @@ def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
     ]
     layout, obeyed = {}, {}
     for strength in (0.3, 0.8):
-        answers = judge_answers(judge, redrawn(pipe, data, wishes, strength))
+        answers = classify(judge, redrawn(pipe, data, wishes, strength))
         layout[strength] = int((answers == data.labels)[:, 3:].all(dim=1).sum())
         obeyed[strength] = int((answers[:, 2] == other_sky).sum())
     assert layout[0.3] >= 25 and layout[0.8] <= 8, layout  # 31 and 4 when it was bundled
@@ -525,7 +526,7 @@ def test_the_bundled_system_paints_what_is_asked_into_a_mask():
 
 @pytest.mark.slow
 def test_the_bundled_painter_of_maps_follows_map_and_words():
-    data, judge = Postcards("test", 16, seed=3), Judge.from_pretrained("postcards-judge")
+    data, judge = Postcards("test", 16, seed=3), Classifier.from_pretrained("postcards-judge")
     segmenter, maps = UNet.from_pretrained("postcards-segmenter"), data.masks()
     pipe = MapPipeline.from_pretrained("postcards-maps").reading(maps)
     drawn = pipe(
@@ -540,7 +541,7 @@ def test_the_bundled_painter_of_maps_follows_map_and_words():
         return mean_iou(overlaps(segment(segmenter, images), maps, 4)[:, :3])
 
     assert iou(data.images()) > 0.9 and iou(2 * drawn - 1) > 0.75
-    right = judge_answers(judge, 2 * drawn - 1) == data.labels
+    right = classify(judge, 2 * drawn - 1) == data.labels
     assert right.all(dim=1).sum() >= 12, right
 
 

@@ -13,32 +13,31 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from minisd import evaluation
-from minisd.cards import commit, machine, write_card
+from minisd.classifier import Classifier, ClassifierConfig
 from minisd.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from minisd.conditioning import captioned_images, labelled_images, widened, with_maps
+from minisd.conditioning import captioned_images, labelled_images
 from minisd.data.captioned import Captioned, Latents, Mapped
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, LAYERS, Postcards
 from minisd.device import best_device, processor
-from minisd.evaluation import Evaluation
 from minisd.files import writable_folder, write_json
-from minisd.losses import autoencoder_loss
-from minisd.maps import MapPipeline
-from minisd.metrics import Judge, JudgeConfig, judge_loss, segmenter_loss
+from minisd.lab import evaluation
+from minisd.lab.cards import commit, machine, write_card
+from minisd.lab.evaluation import Evaluation
+from minisd.losses import (
+    LossFunction,
+    autoencoder_loss,
+    classifier_loss,
+    clip_loss,
+    diffusion_loss,
+    segmenter_loss,
+)
+from minisd.maps import MapPipeline, widened, with_maps
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
-from minisd.training import (
-    CHECKPOINT,
-    LossFunction,
-    TrainingSettings,
-    TrainingStep,
-    clip_loss,
-    diffusion_loss,
-    train,
-)
+from minisd.training import CHECKPOINT, TrainingSettings, TrainingStep, train
 from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL, VAEConfig, measure_scaling_factor
 
@@ -289,9 +288,9 @@ RECIPES: dict[str, AnyRecipe] = {
         Recipe(
             name="digits-judge",
             summary="a classifier of digits, the judge of everything that draws digits",
-            model=lambda: Judge(JudgeConfig()),
+            model=lambda: Classifier(ClassifierConfig()),
             dataset=lambda: digits("train"),
-            loss=lambda device: judge_loss,
+            loss=lambda device: classifier_loss,
             settings=TrainingSettings(steps=3000, batch_size=128, learning_rate=2e-3),
             evaluate=evaluation.evaluate_digits_judge,
         ),
@@ -338,9 +337,11 @@ RECIPES: dict[str, AnyRecipe] = {
         Recipe(
             name="postcards-judge",
             summary="a classifier with a head for each attribute, the judge of drawn postcards",
-            model=lambda: Judge(JudgeConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)),
+            model=lambda: Classifier(
+                ClassifierConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)
+            ),
             dataset=lambda: Postcards("all", examples(JUDGE_SETTINGS), seed=1),
-            loss=lambda device: judge_loss,
+            loss=lambda device: classifier_loss,
             settings=JUDGE_SETTINGS,
             evaluate=evaluation.evaluate_postcards_judge,
         ),

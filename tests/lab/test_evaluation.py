@@ -7,9 +7,10 @@ import torch
 from helpers import randomise, tiny_pipeline
 
 from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig, VAEConfig
-from minisd.artist import Artist
+from minisd.classifier import Classifier, ClassifierConfig
 from minisd.data.postcards import Postcards
-from minisd.evaluation import (
+from minisd.lab.artist import Artist
+from minisd.lab.evaluation import (
     SECONDS,
     EvaluationSettings,
     confused,
@@ -22,12 +23,11 @@ from minisd.evaluation import (
     shares_of_right,
     speed,
 )
+from minisd.lab.scoreboard import HEADLINES
 from minisd.maps import MapPipeline
-from minisd.metrics import Judge, JudgeConfig
-from minisd.scoreboard import HEADLINES
 
 FEW = EvaluationSettings(n=6, steps=2)
-TWO = Judge(JudgeConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4))))
+TWO = Classifier(ClassifierConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4))))
 
 
 def share(scores, start):
@@ -108,7 +108,7 @@ def test_real_postcards_have_the_best_scores_that_can_be(tmp_path, monkeypatch):
         assert prompts == data.full_captions
         return data.images(), "as they are"
 
-    monkeypatch.setattr("minisd.evaluation.draw", real)
+    monkeypatch.setattr("minisd.lab.evaluation.draw", real)
     scores = evaluate_postcards(tmp_path, FEW)
     for words in ("seen", "held-out"):
         assert share(scores, f"prompt accuracy, all attributes, {words}") == 100
@@ -160,7 +160,7 @@ def test_a_segmenter_is_scored_label_by_label(tmp_path, monkeypatch):
     assert float(scores["IoU of companions, seen combinations"]) < 0.5
     splits = iter(("test", "held_out"))
     monkeypatch.setattr(
-        "minisd.evaluation.segment", lambda *_: Postcards(next(splits), 6, seed=7).masks()
+        "minisd.lab.evaluation.segment", lambda *_: Postcards(next(splits), 6, seed=7).masks()
     )
     scores = evaluate_postcards_segmenter(tmp_path, FEW)
     assert len(scores) == 10
@@ -175,7 +175,7 @@ def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatc
     pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
     pipe.save_pretrained(tmp_path / "maps")
     UNet(SEGMENTER).save_pretrained(tmp_path / "segmenter")
-    monkeypatch.setattr("minisd.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
+    monkeypatch.setattr("minisd.lab.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
     scores = evaluate_postcards_maps(tmp_path / "maps", FEW)
     assert scores["samples"].startswith("6 of each kind, seed 0, 2 steps of dpm")
     for words in ("seen", "held-out"):
@@ -201,10 +201,10 @@ def test_real_postcards_are_what_their_maps_say(tmp_path, monkeypatch):
         asked.append((prompts, maps is not None))
         yield data.images()
 
-    monkeypatch.setattr("minisd.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
-    monkeypatch.setattr("minisd.evaluation.SPLITS", {"test": "these"})
-    monkeypatch.setattr("minisd.evaluation.Artist.draw", draw)
-    monkeypatch.setattr("minisd.evaluation.segment", map_of(data))
+    monkeypatch.setattr("minisd.lab.evaluation.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter"))
+    monkeypatch.setattr("minisd.lab.evaluation.SPLITS", {"test": "these"})
+    monkeypatch.setattr("minisd.lab.evaluation.Artist.draw", draw)
+    monkeypatch.setattr("minisd.lab.evaluation.segment", map_of(data))
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: images)
     monkeypatch.setattr(AutoencoderKL, "decode", lambda self, images: images)
     scores = evaluate_postcards_maps(tmp_path / "maps", FEW)

@@ -1,0 +1,1 @@
+"""Experiments with any model of the book: recipes, evaluation, cards, scoreboard, drawing."""
