@@ -1,5 +1,7 @@
 """What several test files share."""
 
+from dataclasses import replace
+
 import torch
 
 from minisd import (
@@ -29,6 +31,14 @@ KINDS = (
     HeunDiscreteScheduler,
     DPMSolverMultistepScheduler,
 )
+TINY_SD15 = {  # v1.5 with as many layers, a few channels wide
+    "text_encoder": replace(CLIPTextConfig.SD15, dim=24, num_layers=2),
+    "unet": replace(
+        UNetConfig.SD15, sample_size=8, channels=(8, 8, 16, 16), norm_num_groups=4, num_heads=2,
+        context_dim=24,
+    ),
+    "vae": replace(VAEConfig.SD15, channels=(8, 8, 8, 8), norm_num_groups=4),
+}  # fmt: skip
 SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
 
 

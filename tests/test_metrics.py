@@ -153,7 +153,9 @@ def test_bootstrap_covers_the_mean_about_95_times_in_100():
     assert 175 <= hits <= 199  # 0.93 expected of 60 values; 5 standard deviations to both sides
 
 
-@pytest.mark.parametrize("statistic", [torch.mean, torch.std, torch.amax], ids=["mean", "std", "amax"])
+@pytest.mark.parametrize(
+    "statistic", [torch.mean, torch.std, torch.amax], ids=["mean", "std", "amax"]
+)
 def test_bootstrap_interval_is_that_of_scipy(statistic, monkeypatch):
     """The percentile interval, of the same resamples: scipy draws the rows for both."""
     n, resamples = 40, 300

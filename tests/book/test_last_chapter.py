@@ -8,28 +8,20 @@ never asked.
 import json
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from helpers import TINY_SD15
 
-from minisd import CLIPTextConfig, UNetConfig, VAEConfig, full_size
+from minisd.book import stage as stage_module
 from minisd.book.stage import SMALL, Stage
 from minisd.full_size import CONFIGS, find_weights, random_sd15
 from minisd.pretrained import SD15
 
 CHAPTER = Path(__file__).parents[2] / "chapters" / "14_stable_diffusion.ipynb"
-TINY = {
-    "text_encoder": replace(CLIPTextConfig.SD15, dim=24, num_layers=2),
-    "unet": replace(
-        UNetConfig.SD15, sample_size=8, channels=(8, 8, 16, 16), norm_num_groups=4, num_heads=2,
-        context_dim=24,
-    ),
-    "vae": replace(VAEConfig.SD15, channels=(8, 8, 8, 8), norm_num_groups=4),
-}  # fmt: skip
 
 
 def cells() -> list[str]:
@@ -69,7 +61,7 @@ def quiet(monkeypatch):
 
 @pytest.mark.slow
 def test_with_postcards(monkeypatch):
-    monkeypatch.setattr(full_size, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(stage_module, "best_device", lambda: torch.device("cpu"))
     names = run_chapter()
     assert names["stage"].name == SMALL and "without a GPU" in str(names["stage"])
     assert max(names["apart"]) < 1e-3  # minisd and diffusers, in float32
@@ -78,14 +70,14 @@ def test_with_postcards(monkeypatch):
 
 @pytest.mark.slow
 def test_with_v1_5(monkeypatch, tmp_path):
-    for part, config in TINY.items():
+    for part, config in TINY_SD15.items():
         monkeypatch.setitem(CONFIGS, part, config)
     monkeypatch.setenv("MINISD_DATA", str(tmp_path))
     random_sd15().save_pretrained(tmp_path / SD15, format="diffusers")
     here = find_weights()
     assert here == tmp_path / SD15
     stage = Stage(SD15, here, torch.device("cpu"), torch.float32, None, "a rehearsal")
-    monkeypatch.setattr(full_size, "set_stage", lambda download: stage)
+    monkeypatch.setattr(stage_module, "set_stage", lambda download: stage)
     names = run_chapter()
     assert names["show"].prompt == "An image of Angkor with a sunset sky."
     assert len(names["apart"]) == 51 and max(names["apart"]) < 1e-3
