@@ -18,11 +18,12 @@ The package of the book. Where the code of each chapter lives:
     14 Stable Diffusion v1.5     full_size, book.stage
 
 `minisd.lab` holds the experiments (recipes, evaluation, scoreboard), `minisd.book` the machinery of
-the book (figures, numbers in the prose), `minisd.data` the data sets, `minisd.exercises` the checkers.
+the book (figures, numbers in the prose), `minisd.data` the data, `minisd.exercises` the checkers.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from minisd import threads  # noqa: F401, I001  first of all: it decides how threads wait
 from minisd.clip import (
     CLIP,
     CLIPConfig,

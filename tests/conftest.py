@@ -1,6 +1,10 @@
 import minisd  # noqa: I001  first of all: it repairs torchvision before diffusers imports it
 
+import json
 import os
+import re
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,3 +26,31 @@ def fixed_seed():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker ends long after the others.
+
+    Chapters come first, then the files with tests that are marked slow.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def turn(item: pytest.Item) -> tuple[int, float]:
+        if item.path.suffix == ".ipynb":
+            return 0, -minutes(item.path)
+        return (1 if item.path in slow else 2), 0
+
+    items.sort(key=turn)  # the order within a file stays
+
+
+@cache
+def minutes(chapter: Path) -> float:
+    """Read how long a chapter took when it was stored: the number that it shows its reader."""
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name", "")
+        if re.fullmatch(r"ch\d+-minutes", name):
+            (value,) = (v for k, v in output["data"].items() if k.endswith("text/html"))
+            number, unit = value.split()
+            return float(number) / (60 if unit == "seconds" else 1)
+    return 0.0
