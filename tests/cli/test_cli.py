@@ -219,7 +219,8 @@ def test_a_tokenizer_is_trained_and_scored_like_a_network(command, tmp_path):
     status, out, _ = command("evaluate", "runs/tiny-tokenizer", "-n", 30, "--save")
     assert status == 0
     assert out.startswith("vocabulary: 300 tokens\ntokens in unseen captions: ")
-    assert "full captions that decode to themselves: 100.00% (95 % interval 88.65 to 100.00%; n = 30" in out
+    share = "100.00% (95 % interval 88.65 to 100.00%; n = 30)"
+    assert f"full captions that decode to themselves: {share}" in out
     card = (tmp_path / "runs" / "tiny-tokenizer" / "card.md").read_text()
     assert all(f"- {line}" in card for line in out.splitlines())
     line = one_line(*command("train", "tiny-tokenizer", "--steps", 5, "--out", "there"))

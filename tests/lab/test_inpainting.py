@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_pipeline
 
-from minisd import AutoencoderKL
+from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig
 from minisd.data.postcards import LAYERS, Postcards, masks, render
 from minisd.lab.evaluation import EvaluationSettings, evaluate_inpainting
 from minisd.lab.evaluation.inpainting import (
@@ -171,3 +171,11 @@ def test_a_pipeline_is_scored_from_its_folder(tmp_path):
         if name.endswith(("over that of the autoencoder", "over that of the original")):
             assert score.low <= score.value <= score.high
     assert evaluate_inpainting(tmp_path, FEW) == scores
+
+
+def test_a_model_without_prompts_cannot_inpaint(tmp_path):
+    config = UNetConfig(14, channels=(8, 8), attention=(False, False))
+    UNet(config).save_pretrained(tmp_path)
+    DDIMScheduler().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="inpainting needs a text-to-image model"):
+        evaluate_inpainting(tmp_path, FEW)

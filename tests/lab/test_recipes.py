@@ -1,6 +1,5 @@
 import json
 import os
-import re
 from dataclasses import replace
 
 import pytest

@@ -34,13 +34,16 @@ JUMP = "inpainting, jump across the edge of the mask"  # mean difference; the ra
 def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score inpainting: in each of n unseen postcards, another subject instead of its own.
 
-    The mask is a box around both; all else is to stay. What the decoder changes there, before the
-    pixels are put back, is compared with what the autoencoder alone, without any drawing, changes;
-    the jump of the pixels across the edge, with that of the original, and of a picture that was
-    drawn without its surroundings and pasted.
+    The mask is a box around both subjects; everything outside of it should stay as it is. Before
+    its pixels are put back, the decoder has changed them: the error is compared with that of the
+    autoencoder alone, when nothing is drawn. The jump of the pixels across the edge of the mask is
+    compared with that in the original, and with that of a picture that was drawn without its
+    surroundings and pasted. Raises ValueError for a model that does not read prompts.
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, artist = Classifier.from_pretrained(name), Artist(str(folder), settings.sampler)
+    if artist.pipeline is None:
+        raise ValueError(f"{folder} does not read prompts: inpainting needs a text-to-image model")
     pipeline, vae = artist.pipeline, artist.pipeline.vae
     pipeline.scheduler = artist.scheduler
     generator = torch.Generator().manual_seed(settings.seed)
@@ -131,9 +134,10 @@ def draw(
 
 
 def seam(images: Tensor, masks: Tensor) -> Tensor:
-    """Return how far images (n,c,h,w) in [-1,1] jump across the edge of their masks (n,1,h,w).
+    """Return the mean jump (n,) of images (n,c,h,w) in [-1,1] across the edge of masks (n,1,h,w).
 
-    It is the mean difference (n,), of 1, of two neighbouring pixels of which one is in the mask.
+    A jump is the difference, as a share of the range, of two neighbouring pixels of which one is in
+    the mask. An image without an edge has none: nan.
     """
     jumps, edges = 0, 0
     for dim in (2, 3):

@@ -1,4 +1,4 @@
-"""Chapter 11: the scores of maps: of who reads them off pictures, and of who draws from them."""
+"""Chapter 11: the scores of the segmenter, and of the model that draws from maps."""
 
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def evaluate_postcards_segmenter(folder: Path, settings: EvaluationSettings) -> 
 def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score pictures drawn from n maps with their captions, from maps alone, from captions alone.
 
-    A judge says whether they show what was asked; a map without words settles subject and place. A
-    segmenter makes a map of each picture, to be compared with the one that was given.
+    A judge says whether they show what was asked; a map without a caption asks only for subject and
+    place. A segmenter finds the map of each picture, which is compared with the one that was given.
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, segmenter = Classifier.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)

@@ -1,4 +1,4 @@
-"""Chapters 6 to 12: the scores of postcards: of those who read them, and of those who draw them."""
+"""Chapters 6 to 12: the scores of the models of postcards, from the tokenizer to the pipeline."""
 
 from collections import Counter
 from pathlib import Path
@@ -41,7 +41,7 @@ GROUP = 256  # among how many retrieval chooses
 
 
 def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
-    """Score a tokenizer on captions that it has not learned from: how short, and how exact."""
+    """Score a tokenizer on unseen captions: their tokens, and how many decode to themselves."""
     tokenizer = Tokenizer.from_pretrained(folder)
     size = Score(tokenizer.vocab_size, unit=" tokens", digits=0)
     scores: Scores = {"vocabulary": size}
@@ -72,7 +72,7 @@ def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scor
 
 
 def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Scores:
-    """Score a CLIP of postcards: naming what is there, and finding the other half of a pair."""
+    """Score a CLIP of postcards: zero-shot classification, and retrieval in both directions."""
     clip, tokenizer = CLIP.from_pretrained(folder), Tokenizer.from_pretrained(TOKENIZER)
     scores: Scores = {}
     for split, name in SPLITS.items():
@@ -95,9 +95,9 @@ def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Score
 def retrieval(
     queries: Tensor, keys: Tensor, labels: Tensor, group: int
 ) -> tuple[Accuracy, Accuracy]:
-    """Count the queries (n,d) that find their own key (n,d), and those that find one like it.
+    """Count the queries (n,d) that find their own key (n,d), and those that find an equivalent one.
 
-    Two scenes whose labels (n,k) agree have captions that are true of both.
+    Two scenes with the same labels (n,k) are equivalent: the caption of one is true of the other.
     """
     found = retrieve(queries, keys, group)
     n = len(found)
@@ -107,7 +107,7 @@ def retrieval(
 
 
 def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
-    """Score an autoencoder on unseen postcards: what comes back, and what a judge sees in it."""
+    """Score an autoencoder on unseen postcards: PSNR and SSIM, and what a judge sees after it."""
     judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
     vae = AutoencoderKL.from_pretrained(folder)
     scores: Scores = {}
@@ -175,7 +175,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
 
 
 def shares_of_right(title: str, judge: Classifier, right: Tensor, words: str) -> Scores:
-    """Say how often all answers (n,questions) bool are right, and how often each is."""
+    """Return how often all answers (n,questions) bool are right at once, and how often each is."""
     columns = {title: right.all(dim=1), **dict(zip(judge.heads, right.T, strict=True))}
     return {f"{name}, {words}": share_of(column) for name, column in columns.items()}
 
