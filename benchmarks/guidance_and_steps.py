@@ -9,7 +9,6 @@ measured as by `minisd evaluate`, and compares only at equal numbers of samples.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from minisd import CLIP, Tokenizer
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import JUDGED, Postcards
-from minisd.files import read_json, write_json
+from minisd.files import read_json
 from minisd.intervals import bootstrap_interval
 from minisd.lab.evaluation import (
     POSTCARDS_CLIP,
@@ -30,6 +29,7 @@ from minisd.lab.evaluation import (
     EvaluationSettings,
     draw,
 )
+from minisd.lab.results import Results, table
 from minisd.metrics import clip_scores, frechet_distance, frechet_interval, in_batches
 from minisd.pretrained import locate
 
@@ -90,31 +90,31 @@ def main() -> None:
 
     folder, n = locate(arguments.model), arguments.samples
     judge, path = Classifier.from_pretrained(POSTCARDS_JUDGE), folder / FILE
-    head = {"model": read_json(folder / "training.json")["commit"], "samples": n, "seed": 0}
-    kept = head | {"rows": []}
-    if arguments.save and path.exists() and read_json(path).items() >= head.items():
-        kept = read_json(path)
-    done = {(row["scale"], row["steps"]) for row in kept["rows"]}
+    about = {"model": read_json(folder / "training.json")["commit"], "samples": n, "seed": 0}
     real, twins = real_features(judge, n)
-    kept["fid_real"] = frechet_distance(twins, real)
+    fid_real = frechet_distance(twins, real)
+    results = Results(about, path if arguments.save else None, fid_real=fid_real)
+    done = {(row["scale"], row["steps"]) for row in results.rows}
     for row in tqdm([row for row in ROWS if row not in done]):
-        kept["rows"].append(json.loads(json.dumps(measure(folder, judge, real, row, n))))
-        if arguments.save:
-            write_json(path, kept)
-    if arguments.save:
-        write_json(path, kept)
+        results.add(measure(folder, judge, real, row, n))
 
     print(f"{arguments.model}, {n} captions of each kind; ", end="")
-    print(f"FID of real postcards of the same scenes: {kept['fid_real']:.2f}")
-    print("| guidance | steps | calls | seen | held-out | CLIP score | FID | 95 % | ms/image |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---|---:|")
-    for row in sorted(kept["rows"], key=lambda row: (row["steps"], row["scale"])):
-        low, high = row["fid_interval"]
-        shares = " | ".join(f"{row[split]['all'] / n:.1%}" for split in SPLITS)
-        print(
-            f"| {row['scale']:g} | {row['steps']} | {row['calls']} | {shares} | {row['clip']:.3f} "
-            f"| {row['fid']:.2f} | {low:.2f} to {high:.2f} | {row['milliseconds']:.0f} |"
-        )
+    print(f"FID of real postcards of the same scenes: {fid_real:.2f}")
+    head = "guidance", "steps", "calls", "seen", "held-out", "CLIP score", "FID", "95 %", "ms/image"
+    rows = [
+        [
+            f"{row['scale']:g}",
+            row["steps"],
+            row["calls"],
+            *(f"{row[split]['all'] / n:.1%}" for split in SPLITS),
+            f"{row['clip']:.3f}",
+            f"{row['fid']:.2f}",
+            "{:.2f} to {:.2f}".format(*row["fid_interval"]),
+            f"{row['milliseconds']:.0f}",
+        ]
+        for row in sorted(results.rows, key=lambda row: (row["steps"], row["scale"]))
+    ]
+    print(*table(head, "rrrrrrrlr", rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ original and a picture drawn alone and pasted. `--save` keeps the scores in the 
 import argparse
 
 from minisd.lab.cards import add_scores
-from minisd.lab.evaluation import EvaluationSettings
-from minisd.lab.inpainting import evaluate_inpainting
+from minisd.lab.evaluation import EvaluationSettings, evaluate_inpainting
+from minisd.lab.results import table
 from minisd.pretrained import locate
 
 MODEL = "postcards"
@@ -26,8 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = locate(MODEL)
     scores = evaluate_inpainting(folder, EvaluationSettings(n=arguments.samples))
-    for name, score in scores.items():
-        print(f"{name:48} {score}")
+    print(*table(["score", "value"], "ll", list(scores.items())), sep="\n")
     if arguments.save:
         add_scores(folder, scores)
 

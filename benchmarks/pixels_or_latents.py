@@ -33,6 +33,7 @@ from minisd.lab.recipes import (
     POSTCARDS_SCHEDULER,
     frozen_parts,
 )
+from minisd.lab.results import table
 from minisd.losses import diffusion_loss
 from minisd.metrics import in_batches
 from minisd.pipeline import ClassifierFreeGuidance, denoise
@@ -141,14 +142,20 @@ def main() -> None:
         kept = {"samples": arguments.samples, "machine": machine(Accelerator()), "rows": rows}
         kept["threads"] = torch.get_num_threads()
         write_json(locate("postcards") / FILE, kept)
-    print("| racer | parameters | steps | seconds | attributes right | 95 % | all five |")
-    print("|---|---:|---:|---:|---:|---|---:|")
-    for row in rows:
-        print(
-            f"| {row['racer']} | {row['parameters']:,} | {row['steps']:,} | {row['seconds']:.0f} "
-            f"| {row['right']:.0%} | {row['low']:.0%} to {row['high']:.0%} "
-            f"| {row['all']} of {arguments.samples} |"
-        )
+    head = "racer", "parameters", "steps", "seconds", "attributes right", "95 %", "all five"
+    lines = [
+        [
+            row["racer"],
+            f"{row['parameters']:,}",
+            f"{row['steps']:,}",
+            f"{row['seconds']:.0f}",
+            f"{row['right']:.0%}",
+            f"{row['low']:.0%} to {row['high']:.0%}",
+            f"{row['all']} of {arguments.samples}",
+        ]
+        for row in rows
+    ]
+    print(*table(head, "lrrrrlr", lines), sep="\n")
 
 
 if __name__ == "__main__":

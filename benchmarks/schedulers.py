@@ -10,7 +10,6 @@ is measured as by `minisd evaluate`, and compares only at equal numbers of sampl
 """
 
 import argparse
-import json
 import time
 
 import torch
@@ -20,8 +19,9 @@ from minisd import UNet
 from minisd.classifier import Classifier
 from minisd.data.digits import digits
 from minisd.device import best_device
-from minisd.files import read_json, write_json
+from minisd.files import read_json
 from minisd.lab.evaluation import score_digits
+from minisd.lab.results import Results, table
 from minisd.pipeline import sample
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS
@@ -67,13 +67,14 @@ def draw(unet, scheduler, steps: int, n: int, precision: torch.dtype):
     return images, time.perf_counter() - start
 
 
-def measure(model: str, unet, judge, row, n: int, compared: int, precision: torch.dtype) -> dict:
-    """Score one row, and lay a few of its pictures beside diffusers'."""
+def measure(
+    model: str, unet, judge, real, row, n: int, compared: int, precision: torch.dtype
+) -> dict:
+    """Score one row against `real`, digits of both splits, and compare pictures with diffusers'."""
     label, sampler, settings, steps = row
     scheduler = make(model, sampler, settings)
     images, seconds = draw(unet, scheduler, steps, n, precision)
-    real_train, real_test = digits("train").images, digits("test").images
-    scores = score_digits(judge, images, real_train, real_test, torch.Generator().manual_seed(0))
+    scores = score_digits(judge, images, *real, torch.Generator().manual_seed(0))
     calls = len(scheduler.timesteps)
     result = {
         "sampler": label,
@@ -110,42 +111,37 @@ def main() -> None:
 
     model = arguments.model
     unet, judge = UNet.from_pretrained(model).to(best_device()), Classifier.from_pretrained(JUDGE)
-    path = locate(model) / FILE
+    real = digits("train").images, digits("test").images
     made_by = read_json(locate(model) / "training.json")["commit"]
-    head = {"model": made_by, "samples": arguments.samples, "seed": 0}
-    kept = head | {"rows": []}
-
-    def stored() -> dict:
-        """Return what other runs have kept, if it is about this model."""
-        found = read_json(path) if arguments.save and path.exists() else kept
-        return found if found.items() >= head.items() else kept
-
-    kept = stored()
-    done = {(row["sampler"], row["steps"]) for row in kept["rows"]}
+    about = {"model": made_by, "samples": arguments.samples, "seed": 0}
+    results = Results(about, locate(model) / FILE if arguments.save else None)
+    done = {(row["sampler"], row["steps"]) for row in results.rows}
     wanted = arguments.steps or {row[3] for row in ROWS}
     todo = [row for row in ROWS if row[3] in wanted and (row[0], row[3]) not in done]
     precision = getattr(torch, arguments.precision)
     for row in tqdm(sorted(todo, key=lambda row: row[3])):
-        result = measure(model, unet, judge, row, arguments.samples, arguments.compared, precision)
-        kept = stored()  # several runs may share the rows between them
-        kept["rows"].append(json.loads(json.dumps(result)))
-        if arguments.save:
-            write_json(path, kept)
-
-    real = kept["rows"][0]["fid_real"]
-    print(f"{model}, {arguments.samples} samples a row, {arguments.precision}; ", end="")
-    print(f"FID of as many real digits: {real:.3f}")
-    print("| sampler | steps | calls | FID | 95 % | ms/image | time ours/theirs | max difference |")
-    print("|---|---:|---:|---:|---|---:|---:|---:|")
-    for row in sorted(kept["rows"], key=lambda row: (row["sampler"], row["calls"])):
-        low, high = row["fid_interval"]
-        compared = "- | -"
-        if "difference" in row:
-            compared = f"{row['time_ratio']:.2f} | {row['difference']:.1e}"
-        print(
-            f"| {row['sampler']} | {row['steps']} | {row['calls']} | {row['fid']:.3f} | "
-            f"{low:.3f} to {high:.3f} | {row['milliseconds']:.1f} | {compared} |"
+        results.add(
+            measure(model, unet, judge, real, row, arguments.samples, arguments.compared, precision)
         )
+
+    fid_real = results.rows[0]["fid_real"]
+    print(f"{model}, {arguments.samples} samples a row, {arguments.precision}; ", end="")
+    print(f"FID of as many real digits: {fid_real:.3f}")
+    head = ["sampler", "steps", "calls", "FID", "95 %", "ms/image", "time ours/theirs"]
+    rows = [
+        [
+            row["sampler"],
+            row["steps"],
+            row["calls"],
+            f"{row['fid']:.3f}",
+            "{:.3f} to {:.3f}".format(*row["fid_interval"]),
+            f"{row['milliseconds']:.1f}",
+            f"{row['time_ratio']:.2f}" if "time_ratio" in row else "-",
+            f"{row['difference']:.1e}" if "difference" in row else "-",
+        ]
+        for row in sorted(results.rows, key=lambda row: (row["sampler"], row["calls"]))
+    ]
+    print(*table([*head, "max difference"], "lrrrlrrr", rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from minisd import StableDiffusionPipeline, full_size
 from minisd.book.notebook import peak_memory
 from minisd.device import best_device
+from minisd.lab.results import table
 
 PROMPT = "An image of Angkor with a sunset sky."
 LIBRARIES = "minisd", "diffusers"
@@ -185,10 +186,9 @@ def small_configs() -> None:
     configs["vae"] = replace(configs["vae"], channels=(8, 8, 8, 8), norm_num_groups=4)
 
 
-def gigabytes(memory: dict[str, int | None]) -> str:
-    if None in memory.values():
-        return " - | -"
-    return " | ".join(f"{memory[name] / 1e9:.2f}" for name in LIBRARIES)
+def gigabytes(size: int | None) -> str:
+    """Write a size in bytes as GB; what was not measured is a dash."""
+    return "-" if size is None else f"{size / 1e9:.2f}"
 
 
 def main() -> None:
@@ -250,15 +250,19 @@ def main() -> None:
     print(f"v1.5, {made}, {weights / 1e9:.2f} GB in {name} on {device.type}", end="")
     print(f" ({torch.get_num_threads()} threads)" if on_cpu else "", end="; ")
     print(f"peak of this process {(peak_memory() - start) / 1e9:.2f} GB above the imports")
-    print("| what | minisd s | diffusers s | ratio | minisd GB | diffusers GB | rel. difference |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for what, row in rows.items():
-        ours, theirs = (row[name] for name in LIBRARIES)
-        difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
-        print(
-            f"| {what} | {ours:.3f} | {theirs:.3f} | {row['ratio']:.2f} | "
-            f"{gigabytes(row['memory'])} | {difference} |"
-        )
+    head = ["what", *(f"{name} s" for name in LIBRARIES), "ratio"]
+    head += [*(f"{name} GB" for name in LIBRARIES), "rel. difference"]
+    lines = [
+        [
+            what,
+            *(f"{row[name]:.3f}" for name in LIBRARIES),
+            f"{row['ratio']:.2f}",
+            *(gigabytes(row["memory"][name]) for name in LIBRARIES),
+            "-" if row["difference"] is None else f"{row['difference']:.1e}",
+        ]
+        for what, row in rows.items()
+    ]
+    print(*table(head, "lrrrrrr", lines), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ first, the pairs taking turns, and gives each of them its number of steps. Print
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import JUDGED, Postcards
 from minisd.device import best_device, device_name
-from minisd.files import read_json, write_json
+from minisd.files import read_json
 from minisd.lab.evaluation import POSTCARDS_JUDGE, SPLITS, UNSEEN_SEED
 from minisd.lab.recipes import (
     POSTCARDS_PROBABILITIES,
@@ -35,6 +34,7 @@ from minisd.lab.recipes import (
     POSTCARDS_SCHEDULER,
     frozen_parts,
 )
+from minisd.lab.results import Results, table
 from minisd.losses import diffusion_loss
 from minisd.metrics import in_batches
 from minisd.pipeline import ClassifierFreeGuidance, denoise
@@ -131,11 +131,9 @@ def main() -> None:
         part: read_json(locate(part) / "training.json")["commit"]
         for part in ("clip-postcards", "postcards-vae")
     }
-    head = {"parts": commits, "seconds": arguments.seconds, "samples": arguments.samples}
-    kept = head | {"machine": device_name(device), "rows": []}
+    about = {"parts": commits, "seconds": arguments.seconds, "samples": arguments.samples}
     path = locate("postcards") / FILE if arguments.save else None
-    if path is not None and path.exists() and read_json(path).items() >= head.items():
-        kept = read_json(path)
+    results = Results(about, path, machine=device_name(device))
 
     dataset = Latents(Captioned(Postcards("train", PICTURES), tokenizer), vae)
     encoders = {layers: cut(text_encoder, layers) for layers in LAYERS}
@@ -148,7 +146,7 @@ def main() -> None:
             for layers, width in arms
         }
     )
-    done = {(row["layers"], tuple(row["width"]), row["seed"]) for row in kept["rows"]}
+    done = {(row["layers"], tuple(row["width"]), row["seed"]) for row in results.rows}
     todo = [(*arm, seed) for seed in range(arguments.seeds) for arm in arms]
     for layers, width, seed in tqdm([run for run in todo if run not in done]):
         unet, encoder = make(width, seed), encoders[layers]
@@ -164,23 +162,31 @@ def main() -> None:
             "unet_parameters": sum(p.numel() for p in unet.parameters()),
             "text_parameters": sum(p.numel() for p in encoder.parameters()),
         } | score(last.ema, encoder, tokenizer, vae, judge, arguments.samples)
-        kept["rows"].append(json.loads(json.dumps(row)))
-        if path is not None:
-            write_json(path, kept)
+        results.add(row)
 
     print(f"{arguments.seconds:g} s of training each, {arguments.samples} captions of each kind")
-    print(
-        "| text layers | text parameters | U-Net parameters | steps | attributes right, by seed |"
-    )
-    print("|---:|---:|---:|---:|---|")
+    lines = []
     for layers, width in arms:
-        rows = [r for r in kept["rows"] if (r["layers"], tuple(r["width"])) == (layers, width)]
+        rows = [r for r in results.rows if (r["layers"], tuple(r["width"])) == (layers, width)]
         asked = len(SPLITS) * len(JUDGED) * arguments.samples
         shares = [sum(row[split][q] for split in SPLITS for q in JUDGED) / asked for row in rows]
-        print(
-            f"| {layers} | {rows[0]['text_parameters']:,} | {rows[0]['unet_parameters']:,} "
-            f"| {rows[0]['steps']} | {', '.join(f'{share:.1%}' for share in shares)} |"
+        lines.append(
+            [
+                layers,
+                f"{rows[0]['text_parameters']:,}",
+                f"{rows[0]['unet_parameters']:,}",
+                rows[0]["steps"],
+                ", ".join(f"{share:.1%}" for share in shares),
+            ]
         )
+    head = (
+        "text layers",
+        "text parameters",
+        "U-Net parameters",
+        "steps",
+        "attributes right, by seed",
+    )
+    print(*table(head, "rrrrl", lines), sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from minisd.full_size import CONFIGS, NETWORKS
+from minisd.lab.results import table
 from minisd.layers import ResnetBlock
 
 BOOK = Path(__file__).parent
@@ -134,12 +135,6 @@ def what_is(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         return f"{kind}, {module.in_channels} → {module.out_channels}"
     return kind
-
-
-def table(head: list[str], align: str, lines: list[list[object]]) -> list[str]:
-    """Return a table in Markdown; `align` has a letter for each column, l or r."""
-    ruler = ["---:" if letter == "r" else "---" for letter in align]
-    return [f"| {' | '.join(map(str, line))} |" for line in (head, ruler, *lines)]
 
 
 def section(part: str) -> list[str]:

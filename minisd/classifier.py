@@ -15,10 +15,10 @@ from minisd.pretrained import Pretrained
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The sizes of a judge; `classes` names each question and the number of its answers.
+    """The sizes of a classifier; `classes` names each question and the number of its answers.
 
-    What the last maps show is summed up on a grid of `layout` by `layout` cells: one where only
-    what is there matters, more where it also matters at which place.
+    The last feature maps are max-pooled to `layout` by `layout` cells: 1 is enough to tell what is
+    in an image, more also tell where it is. Raises ValueError unless `layout` is positive.
     """
 
     in_channels: int = 1
@@ -97,7 +97,7 @@ def random_warp(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def classify(judge: Classifier, images: Tensor) -> Tensor:
-    """Return the judge's answers to all its questions, (n,c,h,w) -> (n,questions) int64."""
+    """Return the answers (n,questions) int64 of a judge to images (n,c,h,w) in [-1,1]."""
     return in_batches(
         lambda batch: torch.stack([logits.argmax(-1) for logits in judge(batch).values()], dim=1),
         images,
@@ -105,7 +105,7 @@ def classify(judge: Classifier, images: Tensor) -> Tensor:
 
 
 def classification_accuracy(judge: Classifier, images: Tensor, labels: Iterable[int]) -> Accuracy:
-    """Count how many images (n,c,h,w) a judge with one question answers with their label."""
+    """Count the images (n,c,h,w) of which a judge with one question finds the label (n,)."""
     (accuracy,) = classification_accuracies(
         judge, images, torch.as_tensor(labels)[:, None]
     ).values()
@@ -115,7 +115,7 @@ def classification_accuracy(judge: Classifier, images: Tensor, labels: Iterable[
 def classification_accuracies(
     judge: Classifier, images: Tensor, labels: Tensor
 ) -> dict[str, Accuracy]:
-    """Count, question by question, how many images (n,c,h,w) a judge answers right.
+    """Count, question by question, the images (n,c,h,w) of which a judge finds the label.
 
     Labels are (n,questions), in the order of the judge's questions.
     """

@@ -27,7 +27,10 @@ class Accuracy:
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927); raises ValueError unless 0<=k<=n."""
+    """Return the interval of a proportion (Wilson 1927), by default that of 95 %.
+
+    Raises ValueError unless 0 <= successes <= n and n >= 1.
+    """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
     p = successes / n
@@ -41,13 +44,30 @@ def bootstrap_interval(
     values: Tensor,
     resamples: int = 200,
     generator: torch.Generator | None = None,
+    clusters: Tensor | None = None,
+    centred: bool = False,
 ) -> tuple[float, float]:
-    """Return the 95 % interval of `statistic`, resampling the rows of `values` (n,...)."""
-    n = len(values)
-    draws = [
-        statistic(values[torch.randint(n, (n,), generator=generator)]) for _ in range(resamples)
-    ]
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(
-        torch.tensor([0.025, 0.975], dtype=torch.float64)
-    )
-    return float(low), float(high)
+    """Return the 95 % interval of `statistic`, resampling the rows of `values` (n,...).
+
+    Rows that belong together (several pictures of one combination, say) vary less than independent
+    ones. `clusters` (n,) names the cluster of each row; then whole clusters are drawn.
+
+    In a resample some rows are there twice. That leaves a mean as it is, but raises a distance
+    between distributions, such as FID, and lowers a variance or any other measure of variety.
+    `centred` removes that bias: it moves the draws until their mean is the statistic of `values`.
+    Raises ValueError unless there is one cluster for each row.
+    """
+    rows_of = None
+    if clusters is not None:
+        if clusters.shape != (len(values),):
+            raise ValueError(f"{len(values)} rows need as many clusters, got {len(clusters)}")
+        rows_of = [(clusters == each).nonzero()[:, 0] for each in clusters.unique()]
+    n, draws = len(values if rows_of is None else rows_of), []
+    for _ in range(resamples):
+        drawn = torch.randint(n, (n,), generator=generator)
+        rows = drawn if rows_of is None else torch.cat([rows_of[i] for i in drawn.tolist()])
+        draws.append(statistic(values[rows]))
+    found = torch.tensor(draws, dtype=torch.float64)
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    bias = float(found.mean()) - statistic(values) if centred else 0.0
+    return low - bias, high - bias

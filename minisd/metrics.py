@@ -1,4 +1,4 @@
-"""Chapters 4, 9, 11 and 12: how good are the pictures? Judges, distances, intervals."""
+"""Chapters 4, 7, 9, 11 and 12: how good are the pictures? Distances, cosines, overlaps."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,27 +12,6 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 
 
-def segment(unet: UNet, images: Tensor) -> Tensor:
-    """Return the maps (n,h,w) int64 that a segmenter sees in images (n,3,h,w) in [-1,1]."""
-    return in_batches(lambda batch: unet(batch, 0).argmax(dim=1), images, batch_size=100)
-
-
-def overlaps(maps_a: Tensor, maps_b: Tensor, num_labels: int) -> Tensor:
-    """Count the pixels of each of k labels in both and in either of two maps (n,h,w): (n,k,2)."""
-    a, b = (F.one_hot(maps, num_labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,k)
-    return torch.stack([(a & b).sum(dim=(1, 2)), (a | b).sum(dim=(1, 2))], dim=-1)
-
-
-def mean_iou(counts: Tensor) -> float:
-    """Return the mean over labels of intersection over union, from `overlaps` (n,k,2).
-
-    Pixels of all n pictures count together, as in Everingham et al. 2010; a label that is nowhere
-    does not count.
-    """
-    both, either = counts.sum(dim=0).double().unbind(dim=-1)
-    return float((both / either).nanmean())
-
-
 @torch.no_grad()
 def in_batches(
     function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500
@@ -41,12 +20,15 @@ def in_batches(
     return torch.cat([function(batch) for batch in images.split(batch_size)])
 
 
+# Drawn pictures and real ones, as two distributions of features
+
+
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Return the Frechet distance of two Gaussians fitted to features (n,d) and (m,d).
 
-    |mu_a - mu_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), Heusel et al. 2017, eq. 6. Zero for equal
-    clouds; falls with n, so compare only at equal n. Raises ValueError for fewer than two rows or
-    widths that differ.
+    |mu_a - mu_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), Heusel et al. 2017, eq. 6. It is never
+    below 0, and 0 for equal clouds. It falls with n, so compare only at equal n. Raises ValueError
+    for fewer than two rows or widths that differ.
     """
     if features_a.shape[1] != features_b.shape[1] or min(len(features_a), len(features_b)) < 2:
         raise ValueError(
@@ -54,14 +36,47 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
         )
     a, b = features_a.double(), features_b.double()
-    cov_a, cov_b = (torch.atleast_2d(x.T.cov()) for x in (a, b))
-    # Tr((C_a C_b)^(1/2)) is the sum of the square roots of the eigenvalues of C_a C_b; written
-    # as S C_b S with S = C_a^(1/2), the matrix is symmetric and its eigenvalues are real.
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    mean_term = (a.mean(0) - b.mean(0)).square().sum()
-    return float(mean_term + cov_a.trace() + cov_b.trace() - 2 * cross)
+    root_a, root_b = (
+        torch.linalg.qr((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b)
+    )  # R^T R is the covariance
+    # Tr((C_a C_b)^(1/2)) is the sum of the square roots of the eigenvalues of C_a C_b, and these
+    # are the squares of the singular values of R_a R_b^T.
+    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    mean_term = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    distance = mean_term + root_a.square().sum() + root_b.square().sum() - 2 * cross
+    return max(0.0, float(distance))  # rounding may leave a little less than 0
+
+
+def frechet_interval(
+    features: Tensor,
+    real: Tensor,
+    generator: torch.Generator | None = None,
+    clusters: Tensor | None = None,
+) -> tuple[float, float]:
+    """Return the 95 % interval of `frechet_distance(features, real)` over samples like these.
+
+    A resample holds some samples twice, which alone raises the distance, and the more so the fewer
+    they are: hence `centred`. `clusters` (n,) is explained at `bootstrap_interval`.
+    """
+    low, high = bootstrap_interval(
+        lambda rows: frechet_distance(rows, real),
+        features,
+        generator=generator,
+        clusters=clusters,
+        centred=True,
+    )
+    return max(0.0, low), high
+
+
+def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance (n,) of each query (n,...) to the nearest key (m,...), and its index."""
+    exact = "donot_use_mm_for_euclid_dist"  # the fast way is off by too much where nothing is far
+    distances = torch.cdist(queries.flatten(1), keys.flatten(1), compute_mode=exact)
+    found = distances.min(dim=1)
+    return found.values, found.indices
+
+
+# A picture and its reconstruction
 
 
 def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
@@ -112,23 +127,7 @@ def check_pairs(images_a: Tensor, images_b: Tensor) -> None:
         )
 
 
-def frechet_interval(
-    features: Tensor, real: Tensor, generator: torch.Generator | None = None
-) -> tuple[float, float]:
-    """Return the 95 % interval of `frechet_distance(features, real)` over samples like these.
-
-    In a bootstrap some samples count twice, which alone raises the distance, and the more so the
-    fewer they are. Only the spread is of interest, so the draws are moved to lie around the value.
-    """
-    value, draws = frechet_distance(features, real), []
-
-    def keep(rows: Tensor) -> float:
-        draws.append(frechet_distance(rows, real))
-        return draws[-1]
-
-    low, high = bootstrap_interval(keep, features, generator=generator)
-    bias = sum(draws) / len(draws) - value
-    return low - bias, high - bias
+# Pictures and words, as CLIP sees them
 
 
 @torch.no_grad()
@@ -172,8 +171,25 @@ def clip_scores(
     return (in_batches(clip.encode_image, images) * texts).sum(dim=1)
 
 
-def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distance (n,) of each query (n,...) to the nearest key (m,...), and its index."""
-    exact = "donot_use_mm_for_euclid_dist"  # the fast way is off by too much where nothing is far
-    distances = torch.cdist(queries.flatten(1), keys.flatten(1), compute_mode=exact)
-    return tuple(distances.min(dim=1))
+# Pictures and their maps
+
+
+def segment(unet: UNet, images: Tensor) -> Tensor:
+    """Return the maps (n,h,w) int64 that a segmenter sees in images (n,3,h,w) in [-1,1]."""
+    return in_batches(lambda batch: unet(batch, 0).argmax(dim=1), images, batch_size=100)
+
+
+def overlaps(maps_a: Tensor, maps_b: Tensor, num_labels: int) -> Tensor:
+    """Count the pixels of each of k labels in both and in either of two maps (n,h,w): (n,k,2)."""
+    a, b = (F.one_hot(maps, num_labels).bool() for maps in (maps_a, maps_b))  # (n,h,w,k)
+    return torch.stack([(a & b).sum(dim=(1, 2)), (a | b).sum(dim=(1, 2))], dim=-1)
+
+
+def mean_iou(counts: Tensor) -> float:
+    """Return the mean over labels of intersection over union, from `overlaps` (n,k,2).
+
+    Pixels of all n pictures count together, as in Everingham et al. 2010; a label that is nowhere
+    does not count.
+    """
+    both, either = counts.sum(dim=0).double().unbind(dim=-1)
+    return float((both / either).nanmean())

@@ -13,7 +13,9 @@ from helpers import tiny_pipeline
 
 from minisd import CLIP, Tokenizer, UNet
 from minisd.classifier import Classifier
+from minisd.data.digits import Digits, digits
 from minisd.data.postcards import JUDGED
+from minisd.lab.scores import Score
 from minisd.metrics import frechet_distance
 from minisd.pretrained import CHECKPOINTS, locate
 
@@ -124,10 +126,42 @@ def test_a_row_of_a_sweep_is_measured(tmp_path):
 def test_a_row_is_scored_and_laid_beside_diffusers(schedulers):
     unet, judge = UNet.from_pretrained("digits-ddpm"), Classifier.from_pretrained("digits-judge")
     row = ("DDIM", "ddim", {}, 5)
-    result = schedulers.measure("digits-ddpm", unet, judge, row, 40, 4, torch.float32)
+    real = digits("train").images, digits("test").images
+    result = schedulers.measure("digits-ddpm", unet, judge, real, row, 40, 4, torch.float32)
     assert result["calls"] == 5 and result["samples"] == 40
     assert result["difference"] < 1e-4 and result["time_ratio"] > 0
-    assert result["fid"] > 0 and 0 < result["confidence"] <= 1
+    low, high = result["fid_interval"]
+    assert 0 < low < result["fid"] < high and 0 < result["confidence"] <= 1
+
+
+def test_the_digits_are_read_once_and_an_interrupted_run_goes_on(
+    schedulers, tmp_path, monkeypatch, capsys
+):
+    read, measured = [], []
+
+    def measure(model, unet, judge, real, row, *_):
+        measured.append((row[0], row[3]))
+        assert [len(images) for images in real] == [3, 3]
+        return {
+            "sampler": row[0], "steps": row[3], "calls": row[3], "fid": 2.0, "fid_real": 1.0,
+            "fid_interval": (1.5, 2.5), "milliseconds": 3.0,
+        }  # fmt: skip
+
+    def digits(split):
+        read.append(split)
+        return Digits(torch.zeros(3, 1, 28, 28), torch.zeros(3), "nothing")
+
+    (tmp_path / "training.json").write_text('{"commit": "abc"}')
+    monkeypatch.setattr(schedulers, "digits", digits)
+    monkeypatch.setattr(schedulers, "measure", measure)
+    monkeypatch.setattr(schedulers, "locate", lambda name: tmp_path)
+    for steps in (["5"], ["5", "10"]):
+        monkeypatch.setattr("sys.argv", ["schedulers.py", "--save", "--steps", *steps])
+        schedulers.main()
+    assert read == ["train", "test"] * 2  # once in each run
+    assert len(set(measured)) == len(measured) > 10
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert "| DDIM | 5 | 5 | 2.000 | 1.500 to 2.500 | 3.0 | - | - |" in lines
 
 
 def test_the_race_was_run_by_the_racers_of_the_script():
@@ -160,18 +194,18 @@ def test_a_racer_is_scored_at_doubling_steps_and_at_the_end(monkeypatch, name):
 
 
 def test_inpainting_prints_one_table(monkeypatch, capsys):
-    inpainting = load("inpainting")
+    inpainting, share = load("inpainting"), Score(0.95, unit="%", digits=0)
     asked = []
     monkeypatch.setattr(inpainting, "locate", lambda name: name)
     monkeypatch.setattr(
         inpainting,
         "evaluate_inpainting",
-        lambda folder, settings: asked.append((folder, settings.n)) or {"another": "95 %"},
+        lambda folder, settings: asked.append((folder, settings.n)) or {"another": share},
     )
     monkeypatch.setattr("sys.argv", ["inpainting.py", "--samples", "7"])
     inpainting.main()
     assert asked == [("postcards", 7)]
-    assert capsys.readouterr().out.split() == ["another", "95", "%"]
+    assert capsys.readouterr().out.splitlines()[-1] == "| another | 95% |"
 
 
 @pytest.mark.slow

@@ -3,12 +3,9 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
-import scipy.stats
 import skimage.metrics
 import sklearn.metrics
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torchmetrics import JaccardIndex
 from torchmetrics.functional import image as torchmetrics
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -23,16 +20,8 @@ from minisd import (
     UNet,
     UNetConfig,
 )
-from minisd.classifier import (
-    Classifier,
-    ClassifierConfig,
-    classification_accuracies,
-    classification_accuracy,
-    random_warp,
-)
-from minisd.intervals import Accuracy, bootstrap_interval, wilson_interval
-from minisd.lab.evaluation import score_digits
-from minisd.losses import classifier_loss, segmenter_loss
+from minisd.intervals import bootstrap_interval
+from minisd.losses import segmenter_loss
 from minisd.metrics import (
     class_embeddings,
     clip_scores,
@@ -100,7 +89,15 @@ def test_frechet_distance_of_fewer_rows_than_columns():
     """Singular covariances, as with few samples and wide features."""
     a, b = cloud(10, 30, 1), cloud(12, 30, 2)
     assert frechet_distance(a, b) == pytest.approx(frechet_by_sqrtm(a, b), rel=1e-3)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * a.T.cov().trace().item())
+
+
+@pytest.mark.parametrize("rows", [2, 50, 500])
+@pytest.mark.parametrize("scale", [1e-3, 1, 30, 1e3])
+def test_frechet_distance_of_equal_clouds_is_0_and_never_less(rows, scale, generator):
+    """Within rounding of the size of the features, also where there are fewer rows than columns."""
+    x = scale * torch.randn(rows, 128, generator=generator)
+    for same in (x, x.flip(0)):
+        assert 0 <= frechet_distance(x, same) <= 1e-12 * x.double().square().sum().item()
 
 
 def test_frechet_distance_of_a_single_feature():
@@ -116,84 +113,6 @@ def test_frechet_distance_needs_two_comparable_clouds(a, b):
         frechet_distance(torch.zeros(a), torch.zeros(b))
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (50, 100), (999, 1000), (20, 20)])
-def test_wilson_interval_against_scipy(k, n):
-    expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    ours = wilson_interval(k, n)
-    assert ours == pytest.approx((expected.low, expected.high), rel=1e-4, abs=1e-12)  # z = 1.96
-
-
-def test_wilson_interval_of_a_textbook():
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-
-
-@given(n=st.integers(1, 10_000), share=st.floats(0, 1), z=st.floats(0.1, 5))
-def test_wilson_interval_holds_the_share_and_stays_in_range(n, share, z):
-    k = round(share * n)
-    low, high = wilson_interval(k, n, z)
-    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
-    assert wilson_interval(n - k, n, z) == pytest.approx((1 - high, 1 - low), abs=1e-9)
-
-
-@pytest.mark.parametrize(("k", "n"), [(-1, 10), (11, 10), (0, 0), (0, -1)])
-def test_impossible_counts_raise(k, n):
-    with pytest.raises(ValueError, match=f"got {k} of {n}"):
-        wilson_interval(k, n)
-
-
-def test_bootstrap_covers_the_mean_about_95_times_in_100():
-    generator = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(200):
-        values = torch.randn(60, generator=generator) * 2 + 7
-        low, high = bootstrap_interval(
-            lambda rows: rows.mean().item(), values, resamples=100, generator=generator
-        )
-        hits += low <= 7 <= high
-    assert 175 <= hits <= 199  # 0.93 expected of 60 values; 5 standard deviations to both sides
-
-
-@pytest.mark.parametrize(
-    "statistic", [torch.mean, torch.std, torch.amax], ids=["mean", "std", "amax"]
-)
-def test_bootstrap_interval_is_that_of_scipy(statistic, monkeypatch):
-    """The percentile interval, of the same resamples: scipy draws the rows for both."""
-    n, resamples = 40, 300
-    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
-    theirs = scipy.stats.bootstrap(
-        (values.numpy(),),
-        lambda rows: statistic(torch.as_tensor(rows)).item(),
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(5),
-    ).confidence_interval
-    rows = iter(torch.from_numpy(np.random.default_rng(5).integers(0, n, (resamples, n))))
-    monkeypatch.setattr(torch, "randint", lambda *args, generator: next(rows))
-    ours = bootstrap_interval(lambda rows: statistic(rows).item(), values, resamples)
-    assert ours == pytest.approx((theirs.low, theirs.high), rel=1e-9)
-    assert next(rows, None) is None  # each resample was drawn once
-
-
-def test_bootstrap_width_is_that_of_the_mean(generator):
-    values = torch.randn(400, generator=generator)
-    low, high = bootstrap_interval(
-        lambda rows: rows.mean().item(), values, resamples=1000, generator=generator
-    )
-    assert high - low == pytest.approx(2 * 1.96 * values.std().item() / 20, rel=0.15)
-
-
-def test_bootstrap_is_a_function_of_its_generator(generator):
-    values = torch.randn(50, 3, generator=generator)
-    intervals = [
-        bootstrap_interval(
-            lambda rows: rows.sum().item(), values, 20, torch.Generator().manual_seed(seed)
-        )
-        for seed in (1, 1, 2)
-    ]
-    assert intervals[0] == intervals[1] != intervals[2]
-
-
 def test_the_interval_of_fid_lies_around_it():
     generator = torch.Generator().manual_seed(0)
     few, real = torch.randn(2, 60, 24, generator=generator)
@@ -205,6 +124,20 @@ def test_the_interval_of_fid_lies_around_it():
     assert low < value < high
     assert plain[0] > value  # so few samples that the bias is larger than the spread
     assert high - low == pytest.approx(plain[1] - plain[0])
+
+
+def test_the_interval_of_fid_has_no_negative_distance(generator):
+    cloud = torch.randn(30, 4, generator=generator)
+    low, high = frechet_interval(cloud, cloud, generator)
+    assert low == 0 < high
+
+
+def test_the_interval_of_fid_knows_clusters(generator):
+    few, real = torch.randn(20, 4, generator=generator), torch.randn(200, 4, generator=generator)
+    copies, clusters = few.repeat(10, 1), torch.arange(20).repeat(10)
+    alone = frechet_interval(copies, real, torch.Generator().manual_seed(1))
+    together = frechet_interval(copies, real, torch.Generator().manual_seed(1), clusters)
+    assert together[1] - together[0] > 2 * (alone[1] - alone[0])
 
 
 def test_in_batches_is_one_call():
@@ -219,7 +152,24 @@ def test_in_batches_is_one_call():
     assert sizes == [3, 3, 1]
 
 
-# Reconstructions
+def test_the_nearest_is_found_and_its_distance_is_exact(generator):
+    keys = torch.randn(7, 2, 3, generator=generator)
+    queries = keys[[4, 0, 6]] + torch.tensor([0.0, 1e-4, 0.5])[:, None, None]
+    distances, indices = nearest(queries, keys)
+    assert indices.tolist() == [4, 0, 6]
+    assert distances.tolist() == pytest.approx([0, 1e-4 * 6**0.5, 0.5 * 6**0.5], rel=1e-2)
+
+
+def test_the_nearest_is_that_of_scikit_learn(generator):
+    queries, keys = (torch.randn(n, 3, 4, 4, generator=generator) for n in (30, 50))
+    distances, indices = nearest(queries, keys)
+    rows = [x.flatten(1).double().numpy() for x in (queries, keys)]
+    expected_indices, expected = sklearn.metrics.pairwise_distances_argmin_min(*rows)
+    assert indices.tolist() == expected_indices.tolist()
+    assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+# A picture and its reconstruction
 
 
 def pictures(noise, shape, seed=0):
@@ -233,6 +183,7 @@ def pictures(noise, shape, seed=0):
 
 
 RECONSTRUCTIONS = pytest.mark.parametrize("noise", [0.01, 0.1, 1.0])
+
 SHAPES = pytest.mark.parametrize("shape", [(3, 3, 64, 64), (2, 1, 11, 30)], ids=str)
 
 
@@ -306,120 +257,7 @@ def test_ssim_needs_room_for_a_window():
         ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
 
 
-# The judge
-
-SMALL = ClassifierConfig(channels=(8, 8), num_features=6)
-
-
-def test_a_judge_answers_every_question():
-    judge = Classifier(ClassifierConfig(3, (8, 16), 12, (("subject", 10), ("sky", 4))))
-    images = torch.randn(5, 3, 16, 16)
-    answers = judge(images)
-    assert {name: tuple(logits.shape) for name, logits in answers.items()} == {
-        "subject": (5, 10),
-        "sky": (5, 4),
-    }
-    features = judge.features(images)
-    assert features.shape == (5, 12)
-    assert torch.equal(judge.heads["sky"](features), answers["sky"])
-
-
-def test_the_activations_of_a_judge_lead_to_its_features():
-    judge = Classifier(ClassifierConfig(3, (8, 16), 12, (("sky", 4),)))
-    images = torch.randn(2, 3, 16, 16)
-    large, small = judge.activations(images)
-    assert (large.shape, small.shape) == ((2, 8, 8, 8), (2, 16, 4, 4))
-    features = torch.nn.functional.silu(judge.project(small.amax(dim=(2, 3))))
-    assert torch.equal(features, judge.features(images))
-
-
-def test_the_judge_of_digits_has_the_size_of_its_card():
-    judge = Classifier(ClassifierConfig())
-    assert judge(torch.randn(2, 1, 28, 28))["digit"].shape == (2, 10)
-
-
-def test_judge_loss_is_the_cross_entropy_after_a_warp(generator):
-    judge = Classifier(SMALL)
-    images, labels = torch.randn(6, 1, 28, 28), torch.tensor([0, 1, 2, 3, 4, 9])
-    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
-    warped = random_warp(images, torch.Generator().manual_seed(3))
-    logits = judge(warped)["digit"]
-    target = torch.full((6, 10), 0.05 / 10)  # label smoothing
-    target[torch.arange(6), labels] += 0.95
-    assert loss.item() == pytest.approx(
-        -(target * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5
-    )
-
-
-def test_judge_accuracy_counts():
-    judge = Classifier(SMALL).eval()
-    images = torch.randn(30, 1, 28, 28)
-    with torch.no_grad():
-        answers = judge(images)["digit"].argmax(-1)
-    labels = answers.clone()
-    labels[:12] = (labels[:12] + 1) % 10
-    accuracy = classification_accuracy(judge, images, labels)
-    assert accuracy == Accuracy(18, 30) and accuracy.value == 0.6
-    assert accuracy.interval == wilson_interval(18, 30)
-
-
-def test_judge_accuracies_count_question_by_question():
-    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4)))).eval()
-    images = torch.randn(30, 3, 16, 16)
-    with torch.no_grad():
-        labels = torch.stack([logits.argmax(-1) for logits in judge(images).values()], dim=1)
-    labels[:12, 0] = (labels[:12, 0] + 1) % 10
-    labels[3:6, 1] = (labels[3:6, 1] + 1) % 4
-    expected = {"subject": Accuracy(18, 30), "sky": Accuracy(27, 30)}
-    assert classification_accuracies(judge, images, labels) == expected
-
-
-def test_judge_loss_sums_over_questions(generator):
-    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
-    images, labels = (
-        torch.randn(5, 3, 16, 16),
-        torch.tensor([[0, 1], [9, 3], [4, 2], [5, 0], [1, 1]]),
-    )
-    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
-    answers = judge(random_warp(images, torch.Generator().manual_seed(3)))
-    parts = [
-        torch.nn.functional.cross_entropy(answers[name], labels[:, i], label_smoothing=0.05)
-        for i, name in enumerate(("subject", "sky"))
-    ]
-    assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
-    with pytest.raises(ValueError):  # a column for each question
-        classifier_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
-
-
-def test_a_judge_with_a_layout_sees_where():
-    """One bright dot, left or right: the same to a global maximum, not to a grid of cells."""
-    images = torch.zeros(2, 1, 32, 32)
-    images[0, 0, 16, 8] = images[1, 0, 16, 24] = 5
-    for layout in (1, 2, 4):
-        torch.manual_seed(0)
-        judge = Classifier(ClassifierConfig(1, (8, 8), 6, (("place", 2),), layout)).eval()
-        assert judge.project.in_features == 8 * layout**2
-        with torch.no_grad():
-            left, right = judge.features(images)
-        assert ((left - right).abs().max() < 0.02) == (layout == 1)  # padding is felt a little
-
-
-@pytest.mark.parametrize("layout", [0, -1, 1.5])
-def test_an_impossible_layout_raises(layout):
-    with pytest.raises(ValueError, match="layout must be a positive integer"):
-        ClassifierConfig(layout=layout)
-
-
-def test_the_judge_of_digits_is_what_it_was():
-    """Its config names no layout, and its features are those of a maximum over all places."""
-    judge = Classifier.from_pretrained("digits-judge")
-    assert judge.config == ClassifierConfig()
-    images = torch.randn(4, 1, 28, 28)
-    features = torch.nn.functional.silu(judge.project(judge.body(images).amax(dim=(2, 3))))
-    assert torch.equal(judge.features(images), features)
-
-
-# CLIP as a judge
+# Pictures and words
 
 
 def test_zero_shot_takes_the_highest_cosine():
@@ -458,23 +296,6 @@ def test_a_clip_score_is_the_cosine_of_picture_and_caption(generator):
         clip_scores(clip, tokenizer, images, captions[:2])
 
 
-def test_the_nearest_is_found_and_its_distance_is_exact(generator):
-    keys = torch.randn(7, 2, 3, generator=generator)
-    queries = keys[[4, 0, 6]] + torch.tensor([0.0, 1e-4, 0.5])[:, None, None]
-    distances, indices = nearest(queries, keys)
-    assert indices.tolist() == [4, 0, 6]
-    assert distances.tolist() == pytest.approx([0, 1e-4 * 6**0.5, 0.5 * 6**0.5], rel=1e-2)
-
-
-def test_the_nearest_is_that_of_scikit_learn(generator):
-    queries, keys = (torch.randn(n, 3, 4, 4, generator=generator) for n in (30, 50))
-    distances, indices = nearest(queries, keys)
-    rows = [x.flatten(1).double().numpy() for x in (queries, keys)]
-    expected_indices, expected = sklearn.metrics.pairwise_distances_argmin_min(*rows)
-    assert indices.tolist() == expected_indices.tolist()
-    assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-
-
 def test_retrieval_stays_in_its_group():
     keys = torch.eye(4).repeat(2, 1)  # the second group repeats the first
     queries = keys[[0, 1, 3, 2, 4, 5, 6, 7]]
@@ -482,99 +303,6 @@ def test_retrieval_stays_in_its_group():
     assert len(retrieve(queries, keys, 3)) == 6  # what is no whole group is left out
     with pytest.raises(ValueError, match="one group of 9, got 8"):
         retrieve(queries, keys, 9)
-
-
-# The warp
-
-
-@given(seed=st.integers(0, 2**31))
-def test_a_warp_keeps_shape_and_range(seed):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(3, 2, 28, 28, generator=generator) * 2 - 1
-    warped = random_warp(images, generator)
-    assert warped.shape == images.shape
-    assert warped.min() >= -1 - 1e-6 and warped.max() <= 1 + 1e-6
-
-
-def test_a_warp_is_a_function_of_its_generator():
-    images = torch.rand(3, 1, 28, 28)
-    copy = images.clone()
-    a, b, c = (random_warp(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
-    assert torch.equal(images, copy)
-    assert not torch.equal(a[0] - images[0], a[1] - images[1])  # each image has its own
-
-
-def test_a_warp_is_small():
-    """The centre of a disc moves by at most 7 % of the width in each direction, and some by 4."""
-    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
-    disc = ((x - 13.5) ** 2 + (y - 13.5) ** 2 < 25).float().expand(200, 1, 28, 28)
-    warped = random_warp(disc, torch.Generator().manual_seed(0))[:, 0]
-    mass = warped.sum((1, 2))
-    moved = torch.stack([(warped * x).sum((1, 2)), (warped * y).sum((1, 2))]) / mass - 13.5
-    assert moved.abs().max() <= 0.07 * 28 * 1.1 + 0.2  # where it is also enlarged
-    assert moved.abs().amax(1).min() > 0.04 * 28
-    areas = mass / disc[0].sum()
-    assert 0.75 < areas.min() < 0.9 and 1.1 < areas.max() < 1.3
-
-
-# The scores of digits
-
-
-def test_scores_of_real_digits_against_themselves(generator):
-    judge = Classifier(SMALL).eval()
-    real = torch.rand(80, 1, 28, 28, generator=generator) * 2 - 1
-    scores = score_digits(judge, real, real, real, generator)
-    assert scores.n == 80
-    assert scores.fid == pytest.approx(0, abs=1e-6)
-    assert scores.fid_real == pytest.approx(0, abs=1e-6)  # the same 80 in another order
-    assert scores.confidence == pytest.approx(scores.confidence_real)
-    low, high = scores.fid_interval
-    assert 0 <= low <= high
-    assert sum(scores.class_shares) == pytest.approx(1) and len(scores.class_shares) == 10
-
-
-def test_noise_scores_worse_than_real_digits(generator):
-    judge = Classifier(SMALL).eval()
-    real = torch.zeros(120, 1, 28, 28)
-    real[:, :, 8:20, 8:20] = torch.rand(120, 1, 12, 12, generator=generator)
-    noise = torch.randn(60, 1, 28, 28, generator=generator)
-    scores = score_digits(judge, noise, real[:60], real[60:], generator)
-    assert scores.fid > 10 * scores.fid_real > 0
-    assert scores.fid_interval[0] > scores.fid_real
-
-
-def test_class_balance_is_an_entropy():
-    class Fixed(Classifier):
-        def features(self, images):
-            return images.flatten(1)[:, :10]
-
-    judge = Fixed(ClassifierConfig(channels=(8,), num_features=10)).eval()
-    with torch.no_grad():
-        judge.heads["digit"].weight.copy_(100 * torch.eye(10))
-        judge.heads["digit"].bias.zero_()
-
-    def images(labels):
-        x = torch.zeros(len(labels), 1, 4, 4)
-        x.flatten(1)[torch.arange(len(labels)), torch.tensor(labels)] = 1
-        return x + 0.01 * torch.randn(x.shape)
-
-    everything = images([*range(10)] * 4)
-    even = score_digits(judge, everything, everything, everything)
-    assert even.class_balance == pytest.approx(1)
-    assert even.class_shares == pytest.approx((0.1,) * 10)
-    assert even.confidence > 0.99
-    halves = score_digits(judge, images([3, 7] * 20), everything, everything)
-    assert halves.class_shares[3] == halves.class_shares[7] == 0.5
-    assert halves.class_balance == pytest.approx(math.log(2) / math.log(10))
-    one = score_digits(judge, images([5] * 40), everything, everything)
-    assert one.class_balance == 0
-
-
-def test_more_samples_than_real_digits_raise():
-    real = torch.zeros(5, 1, 28, 28)
-    with pytest.raises(ValueError, match="6 samples need as many real digits, got 5 and 9"):
-        score_digits(Classifier(SMALL), torch.zeros(6, 1, 28, 28), real, torch.zeros(9, 1, 28, 28))
 
 
 # Maps

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from html import escape
 
 from minisd.book.plots import INK, LATENTS, NOISE, PAPER, PIXELS, QUIET, WORDS
 
@@ -40,7 +41,7 @@ MAP = {
     "training pictures": Part(592, 196, "training set", PIXELS, 94),
     "add noise": Part(340, 196, "add noise", NOISE),
 }
-ARROWS = (  # from, to; the third is True where the path is walked in training only
+ARROWS = (  # from, to; the third is True for what happens in training only
     ("prompt", "tokens", False),
     ("tokens", "text encoder", False),
     ("text encoder", "unet", False),
@@ -77,7 +78,7 @@ def system_map(lit: Collection[str] = tuple(MAP), chapters: Mapping[str, str] | 
     return SVG(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 692 250" width="692" role="img" '
         'font-family="system-ui, sans-serif" font-size="13">'
-        f"<title>Map of the system; lit here: {described}</title>"
+        f"<title>Map of the system; lit here: {escape(described)}</title>"
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{QUIET}"/></marker></defs>'
         f'<rect width="692" height="250" rx="6" fill="{PAPER}"/>'
@@ -97,7 +98,7 @@ def _box(part: Part, lit: bool) -> str:
         f'<rect x="{part.x}" y="{part.y}" width="{part.width}" height="{HEIGHT}" rx="6" '
         f'fill="{fill}" stroke="{part.colour if lit else "#D5D8DD"}"/>'
         f'<text x="{middle:g}" y="{part.y + 24}" text-anchor="middle" fill="{text}" '
-        f'font-weight="{600 if lit else 400}">{part.label}</text>'
+        f'font-weight="{600 if lit else 400}">{escape(part.label)}</text>'
     )
 
 
@@ -107,7 +108,7 @@ def _badge(part: Part, text: str) -> str:
     return (
         f'<rect x="{x:g}" y="{y}" width="{width:g}" height="15" rx="7.5" fill="{PAPER}" '
         f'stroke="{part.colour}"/><text x="{x + width / 2:g}" y="{y + 11}" text-anchor="middle" '
-        f'fill="{INK}" font-size="10.5">{text}</text>'
+        f'fill="{INK}" font-size="10.5">{escape(text)}</text>'
     )
 
 

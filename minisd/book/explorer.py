@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from html import escape
 from string import Template
 
 import matplotlib.pyplot as plt
@@ -63,8 +64,8 @@ class Explorer:
         first, second, third = self.opens_at
         return PAGE.substitute(
             id="walks-" + sha256(points.encode()).hexdigest()[:8],
-            alt=self.alt,
-            spec=json.dumps(spec, separators=(",", ":")),
+            alt=escape(self.alt),
+            spec=json.dumps(spec, separators=(",", ":")).replace("<", r"\u003c"),  # no </script>
             last_sampler=len(samplers) - 1,
             last_steps=len(steps) - 1,
             last_seed=len(walks[0][0]) - 1,

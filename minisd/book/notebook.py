@@ -1,8 +1,9 @@
-"""What the chapters need to show computed numbers in their prose."""
+"""Numbers that a chapter computes, for its prose: any of them, its own time, its own memory."""
 
 import re
 import sys
 import time
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import psutil
 
 
 def glue(name: str, text: Any) -> None:
-    """Keep `text` under a name, for {glue:text}`name` in the prose of the built book."""
+    """Keep `text` under a name, for {glue:text}`name` in the prose of the built book.
+
+    `myst_nb.glue` does the same, but only readers who build the book have myst_nb.
+    """
     from IPython.display import display
 
     prefix = "application/papermill.record/"
-    bundle = {prefix + "text/plain": repr(str(text)), prefix + "text/html": str(text)}
+    bundle = {prefix + "text/plain": repr(str(text)), prefix + "text/html": escape(str(text))}
     metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
     display(bundle, metadata=metadata, raw=True)
 
 
 def glue_cost(chapter: str) -> None:
-    """Keep this chapter's minutes and peak memory so far, as `CHAPTER-minutes`, `-memory`."""
+    """Glue the time and the peak memory of this chapter so far: `CHAPTER-minutes`, `-memory`."""
     seconds = time.time() - psutil.Process().create_time()  # since the kernel started
     short = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
     glue(f"{chapter}-minutes", short)
@@ -28,7 +32,7 @@ def glue_cost(chapter: str) -> None:
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has held, in bytes."""
+    """Return the largest memory (resident set) that this process has had, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose getrusage would count the process that started this one
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])

@@ -1,13 +1,14 @@
 """The book's visual language: fixed colours, image grids, curves, and animations.
 
 Every figure of the book goes through this module, so that noise, words, latents and pixels look
-the same on every page. Colours keep apart for colour-blind readers, on white and on black.
+the same on every page. Colour-blind readers can tell the colours apart, on white and on black.
 """
 
 import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -46,7 +47,7 @@ STYLE = {
 
 
 def use_book_style() -> None:
-    """Give matplotlib the book's colours and manners, for the whole notebook."""
+    """Give matplotlib the book's colours, fonts and sizes, for the whole notebook."""
     plt.rcParams.update(STYLE)
 
 
@@ -128,12 +129,13 @@ class Animation:
         strip = Image.new(self.frames[0].mode, (width * n, height))
         for i, frame in enumerate(self.frames):
             strip.paste(frame, (i * width, 0))
-        labels = "|".join(self.labels)
+        labels = [" ".join(label.split()) for label in self.labels]  # one line each
+        lines = "\n".join(labels)
         show = (
             "var f=this.closest('figure'),i=+f.querySelector('input').value;"
             "f.querySelector('img').style.transform="
             f"'translateX('+(-100*i/{n})+'%)';"
-            "f.querySelector('output').textContent=f.dataset.labels.split('|')[i];"
+            "f.querySelector('output').textContent=f.dataset.labels.split('\\n')[i];"
         )
         play = (
             "var f=this.closest('figure'),s=f.querySelector('input'),b=this;"
@@ -144,22 +146,22 @@ class Animation:
             "},120)"
         )
         return (
-            f'<figure class="minisd-player" data-labels="{labels}" '
+            f'<figure class="minisd-player" data-labels="{escape(lines)}" '
             f'style="margin:1em auto;width:{width}px;max-width:100%">'
             f'<div style="overflow:hidden;background:#fff;border-radius:4px">'
-            f'<img alt="{self.alt}" src="data:image/png;base64,{_base64_png(strip)}" '
+            f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{_base64_png(strip)}" '
             f'style="display:block;width:{n * 100}%;max-width:none;height:auto;margin:0;'
             f'transform:translateX(-{100 * still / n:.4f}%)"></div>'
             '<div style="display:flex;gap:.6em;align-items:center;margin-top:.4em">'
             f'<button type="button" onclick="{play}" style="min-width:4.5em">Play</button>'
             f'<input type="range" min="0" max="{n - 1}" value="{still}" oninput="{show}" '
             'aria-label="frame" style="flex:1;min-width:0">'
-            f'<output style="min-width:5.5em">{self.labels[still]}</output></div></figure>'
+            f'<output style="min-width:5.5em">{escape(labels[still])}</output></div></figure>'
         )
 
 
 def animate(
-    frames: Sequence[Tensor], labels: Sequence[str], alt: str, still: int = -1, **grid
+    frames: Sequence[Tensor], labels: Sequence[str], alt: str, still: int = -1, **grid: int
 ) -> Animation:
     """Make an animation of batches of images, each (n,c,h,w) in [-1,1], one grid a frame.
 

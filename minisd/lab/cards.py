@@ -8,13 +8,14 @@ from accelerate import Accelerator
 
 from minisd.device import device_name
 from minisd.files import read_json, replacing, write_json
+from minisd.lab.scores import Scores, as_json, scores_of
 
 
-def add_scores(folder: str | Path, scores: dict[str, Any]) -> None:
+def add_scores(folder: str | Path, scores: Scores) -> None:
     """Keep scores in `training.json` and in the card of a trained model."""
     path = Path(folder) / "training.json"
     training = read_json(path)
-    training["scores"] = training.get("scores", {}) | scores
+    training["scores"] = as_json(scores_of(training) | scores)
     write_json(path, training)
     write_card(folder)
 
@@ -34,8 +35,8 @@ def write_card(folder: str | Path) -> None:
         "## Scores",
         "",
     ]
-    scores = training.get("scores", {})
-    lines += [f"- {name}: {value}" for name, value in scores.items()] or ["Not scored yet."]
+    scores = scores_of(training)
+    lines += [f"- {name}: {score}" for name, score in scores.items()] or ["Not scored yet."]
     with replacing(Path(folder) / "card.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -3,43 +3,43 @@
 It is made of the cards of the bundled checkpoints and of nothing else.
 """
 
-import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from minisd.files import read_json
-from minisd.lab.evaluation import MEAN_IOU, SECONDS
+from minisd.lab.evaluation import FID, MEAN_IOU, PROMPT_ACCURACY, SECONDS
 from minisd.lab.recipes import RECIPES
+from minisd.lab.results import table
+from minisd.lab.scores import Score, scores_of
 from minisd.pretrained import CHECKPOINTS
 
-HEADLINES = {  # of each model: what stands for it, and the name of that score, * for what varies
-    "digits-judge": {"unseen digits read right": "accuracy on *"},
-    "digits-ddpm": {"FID, in features of the judge": "FID (judge *"},
+HEADLINES = {  # of each model: what stands for it in the table, and the name of that score
+    "digits-judge": {"unseen digits read right": "accuracy on unseen digits"},
+    "digits-ddpm": {"FID, in features of the judge": FID},
     "digits-class": {"drawn as asked": "judged as asked"},
     "tokenizer-postcards": {
         "unseen captions that decode to themselves": "captions that decode to themselves",
     },
     "postcards-judge": {
-        "subject read right, seen": "subject, *, seen combinations",
-        "subject read right, held-out": "subject, *, held-out combinations",
+        "subject read right, seen": "subject, seen combinations",
+        "subject read right, held-out": "subject, held-out combinations",
     },
     "clip-postcards": {
-        "zero-shot subject, seen": "zero-shot subject, *, seen combinations",
-        "zero-shot subject, held-out": "zero-shot subject, *, held-out combinations",
+        "zero-shot subject, seen": "zero-shot subject, seen combinations",
+        "zero-shot subject, held-out": "zero-shot subject, held-out combinations",
     },
     "postcards-vae": {
-        "PSNR of reconstructions, seen": "PSNR, *, seen combinations",
-        "PSNR of reconstructions, held-out": "PSNR, *, held-out combinations",
+        "PSNR of reconstructions, seen": "PSNR, seen combinations",
+        "PSNR of reconstructions, held-out": "PSNR, held-out combinations",
     },
     "postcards": {
-        "prompt accuracy, seen": "prompt accuracy, all attributes, seen combinations",
-        "prompt accuracy, held-out": "prompt accuracy, all attributes, held-out combinations",
+        "prompt accuracy, seen": f"{PROMPT_ACCURACY}, seen combinations",
+        "prompt accuracy, held-out": f"{PROMPT_ACCURACY}, held-out combinations",
     },
     "postcards-segmenter": {
-        "mean IoU, seen": f"{MEAN_IOU}, *, seen combinations",
-        "mean IoU, held-out": f"{MEAN_IOU}, *, held-out combinations",
+        "mean IoU, seen": f"{MEAN_IOU}, seen combinations",
+        "mean IoU, held-out": f"{MEAN_IOU}, held-out combinations",
     },
     "postcards-maps": {
         "prompt accuracy with a map, seen": "map and caption: all attributes, seen combinations",
@@ -52,10 +52,6 @@ HEADLINES = {  # of each model: what stands for it, and the name of that score, 
 }
 SYSTEM = "postcards"  # the model that is joined with the others it needs
 COLUMNS = ("model", "score", "value", "95 % interval", "parameters", "training", "s / picture")
-SCORE = re.compile(
-    r"(?P<value>[\d.,]+(?:%| dB)?)"
-    r"(?: \(95 % interval (?P<low>[\d.,]+)%? to (?P<high>[\d.,]+)(?P<unit>%?))?"
-)
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,20 @@ def in_short(seconds: float) -> str:
 
 def entries_of(training: dict[str, Any]) -> list[Entry]:
     """Return the entries of one model, from its `training.json`; the first names the costs."""
-    name, scores, entries = training["recipe"], training.get("scores", {}), []
+    name, scores = training["recipe"], scores_of(training)
     parameters = f"{training['parameters']:,}" if "parameters" in training else ""
-    seconds = scores.get(SECONDS, "").partition(" ")[0]
-    costs = [parameters, in_short(training["cost"]["seconds"]), seconds]
-    for title, pattern in HEADLINES[name].items():
-        found = [text for key, text in scores.items() if fnmatchcase(key, pattern)]
+    seconds = scores.get(SECONDS)
+    costs = [
+        parameters,
+        in_short(training["cost"]["seconds"]),
+        seconds.figure if isinstance(seconds, Score) else "",
+    ]
+    entries: list[Entry] = []
+    for title, key in HEADLINES[name].items():
+        score = scores.get(key)
         value, interval = "not scored yet", ""
-        if score := SCORE.match("".join(found[:1])):
-            value = score["value"]
-            if score["low"]:
-                interval = f"{score['low']} to {score['high']}{score['unit']}"
+        if isinstance(score, Score):
+            value, interval = score.figure, score.interval
         model, cells = ("", [""] * 3) if entries else (name, costs)
         entries.append(Entry(model, title, value, interval, *cells))
     return entries
@@ -110,10 +109,10 @@ def scoreboard(folder: Path = CHECKPOINTS) -> list[Entry]:
 
 def as_markdown(entries: list[Entry]) -> str:
     """Return the entries as a table in Markdown; what was never measured of a model is a dash."""
-    rows = [COLUMNS, ("---", "---", *["---:"] * 5)]
+    rows = []
     for entry in entries:
         model, *cells = vars(entry).values()
         if model:  # another score of the same model repeats nothing
             cells = [cell or "–" for cell in cells]
         rows.append((f"`{model}`" if model in RECIPES else model, *cells))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(table(COLUMNS, "llrrrrr", rows))

@@ -1,5 +1,6 @@
 """The diagrams of the book: what is lit, and what is written on the corners."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -23,6 +24,19 @@ def test_chapters_are_written_on_the_corners():
     assert {"3 4", "2"} <= set(shown)
     assert "U-Net (3 4)" in system_map(chapters={"unet": "3 4"}).markup  # the words of the picture
     assert system_map(("unet",), {}).markup == system_map(("unet",)).markup
+
+
+def test_what_is_written_on_a_corner_is_text_whatever_it_holds():
+    words = 'R&D <3 "5"'
+    drawing = system_map(chapters={"unet": words})
+    assert words in texts(drawing)  # and the drawing is XML
+    (title,) = ElementTree.fromstring(drawing.markup).iter("{http://www.w3.org/2000/svg}title")
+    assert f"U-Net ({words})" in title.text
+
+
+def test_a_label_is_text_whatever_it_holds(monkeypatch):
+    monkeypatch.setitem(MAP, "unet", replace(MAP["unet"], label="U<&>Net"))
+    assert "U<&>Net" in texts(system_map())
 
 
 @pytest.mark.parametrize("settings", [{"lit": ["judge"]}, {"chapters": {"judge": "4"}}])

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -43,6 +44,31 @@ def test_it_has_a_still_and_words_for_those_who_cannot_see_it():
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (400, 400)
     assert 'aria-label="Walks."' in bundle["text/html"] and "Walks." in bundle["text/plain"]
     assert "http" not in bundle["text/html"]  # nothing is fetched
+
+
+class Page(HTMLParser):
+    """What a browser reads of a page: its tags with their attributes, and its script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.script = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.script += data * (self.lasttag == "script")
+
+
+def test_words_are_words_whatever_they_hold():
+    alt, name = 'Walks of "DDIM" & <b>', "</script><b>"
+    plain = explorer()
+    walks = dict(zip((name, "another"), plain.walks.values(), strict=True))
+    page, usual = Page(explorer(walks=walks, alt=alt).html()), Page(plain.html())
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in usual.tags]
+    assert dict(page.tags)["svg"]["aria-label"] == alt
+    assert spec_of(page.script)["samplers"] == [name, "another"]
 
 
 def test_two_explorers_on_one_page_do_not_share_their_id():

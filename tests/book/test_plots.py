@@ -1,5 +1,6 @@
 import base64
 import io
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -77,3 +78,29 @@ def test_an_animation_opens_on_its_still(still, shown):
     picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
     middle = picture.width // 2, picture.height // 2
     assert abs(picture.convert("L").getpixel(middle) - 127.5 * shown) < 1
+
+
+class Player(HTMLParser):
+    """What a browser reads of a player: the attributes of its parts, and the text shown."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.text = {}, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in ("figure", "div", "img", "button", "input", "output")
+        self.found.setdefault(tag, dict(attributes))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_words_in_a_player_are_words_whatever_they_hold():
+    alt = 'a sign that says "open" & <b>'
+    labels = ['a "red" house', "this|that", "<i>it's</i>", "two\nlines"]
+    player = Player(plots.animate([torch.zeros(1, 1, 4, 4)] * 4, labels, alt, still=2).html())
+    assert player.found["img"]["alt"] == alt
+    assert player.found["figure"]["data-labels"].split("\n") == [*labels[:3], "two lines"]
+    assert "split('\\n')[i]" in player.found["input"]["oninput"]
+    assert player.text == "Play" + labels[2]

@@ -1,15 +1,15 @@
 """The page of all scores is what the cards say."""
 
-import fnmatch
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 from minisd.files import read_json, write_json
-from minisd.lab.evaluation import SECONDS
+from minisd.lab.evaluation import FID, PROMPT_ACCURACY, SECONDS
 from minisd.lab.recipes import RECIPES
 from minisd.lab.scoreboard import HEADLINES, as_markdown, entries_of, scoreboard
+from minisd.lab.scores import Score, as_json, scores_of
 from minisd.pretrained import CHECKPOINTS, bundled
 
 BOOK = Path(__file__).parents[2] / "book"
@@ -20,7 +20,7 @@ def card(name, scores=None, seconds=600.0):
         "recipe": name,
         "parameters": 1234,
         "cost": {"seconds": seconds, "machine": "abacus"},
-        "scores": scores or {},
+        "scores": as_json(scores or {}),
     }
 
 
@@ -39,34 +39,33 @@ def test_every_recipe_has_a_line():
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_headline_is_one_score_of_its_card(name):
-    scores = read_json(CHECKPOINTS / name / "training.json")["scores"]
-    for title, pattern in HEADLINES[name].items():
-        assert len(fnmatch.filter(scores, pattern)) == 1, title
+    scores = scores_of(read_json(CHECKPOINTS / name / "training.json"))
+    assert all(isinstance(scores[key], Score) for key in HEADLINES[name].values())
     assert all(entry.value != "not scored yet" for entry in scoreboard() if entry.model == name)
 
 
 @pytest.mark.parametrize(
-    ("text", "value", "interval"),
+    ("score", "value", "interval"),
     [
-        ("99.66% (95 % interval 99.53% to 99.76%)", "99.66%", "99.53 to 99.76%"),
-        ("1.921 (95 % interval 1.782 to 2.386; 900 samples)", "1.921", "1.782 to 2.386"),
-        ("30.29 dB (95 % interval 30.10 to 30.41)", "30.29 dB", "30.10 to 30.41"),
-        ("30.29 dB", "30.29 dB", ""),
+        (Score(0.9966, 0.9953, 0.9976, 100, unit="%", digits=2), "99.66%", "99.53 to 99.76%"),
+        (Score(1.921, 1.782, 2.386, 900, digits=3, note="so"), "1.921", "1.782 to 2.386"),
+        (Score(30.29, 30.1, 30.41, unit=" dB", digits=2), "30.29 dB", "30.10 to 30.41 dB"),
+        (Score(30.29, unit=" dB", digits=2), "30.29 dB", ""),
+        ("30.29 dB", "not scored yet", ""),  # text, from before scores were numbers
     ],
 )
-def test_a_score_is_read_with_its_interval(text, value, interval):
-    training = card("digits-ddpm", {"samples": "5", "FID (judge features, so and so)": text})
-    (entry,) = entries_of(training | {"scores": training["scores"] | {SECONDS: "0.41 (alone)"}})
+def test_a_score_is_shown_with_its_interval(score, value, interval):
+    seconds = Score(0.41, digits=2, note="alone")
+    (entry,) = entries_of(card("digits-ddpm", {"samples": "5", FID: score, SECONDS: seconds}))
     assert (entry.value, entry.interval, entry.seconds) == (value, interval, "0.41")
     assert (entry.parameters, entry.training) == ("1,234", "10 min")
 
 
 def test_seen_and_held_out_do_not_repeat_the_costs():
-    start = "prompt accuracy, all attributes, "
     scores = {
-        f"{start}seen combinations": "97.00% (95 % interval 95.11% to 98.17%)",
-        "subject, seen combinations": "1.00%",
-        f"{start}held-out combinations": "93.00% (95 % interval 90.42% to 94.92%)",
+        f"{PROMPT_ACCURACY}, seen combinations": Score(0.97, unit="%", digits=2),
+        "subject, seen combinations": Score(0.01, unit="%", digits=2),
+        f"{PROMPT_ACCURACY}, held-out combinations": Score(0.93, unit="%", digits=2),
     }
     seen, held_out = entries_of(card("postcards", scores))
     assert (seen.model, seen.value, held_out.value) == ("postcards", "97.00%", "93.00%")

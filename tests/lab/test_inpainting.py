@@ -1,14 +1,23 @@
-import re
+import math
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from helpers import tiny_pipeline
 
-from minisd import AutoencoderKL
+from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig
 from minisd.data.postcards import LAYERS, Postcards, masks, render
-from minisd.lab.evaluation import EvaluationSettings
-from minisd.lab.inpainting import boxes_around, evaluate_inpainting, inpaint, other_subjects, seam
+from minisd.lab.evaluation import EvaluationSettings, evaluate_inpainting
+from minisd.lab.evaluation.inpainting import (
+    ERROR,
+    JUMP,
+    SUBJECT,
+    boxes_around,
+    inpaint,
+    other_subjects,
+    seam,
+)
 
 FEW = EvaluationSettings(n=4, steps=2)
 
@@ -95,53 +104,59 @@ def perfect(monkeypatch, change):
         assert scene.subject in prompt and scene.colour in prompt
         return change(image, box, render(scene))[None]
 
-    monkeypatch.setattr("minisd.lab.inpainting.inpaint", paint)
-    monkeypatch.setattr("minisd.lab.inpainting.draw", lambda *_, **__: torch.zeros(4, 3, 64, 64))
-
-
-def numbers(text):
-    """Return all numbers of a score."""
-    return [float(number) for number in re.findall(r"[\d.]*\d", text)]
+    monkeypatch.setattr("minisd.lab.evaluation.inpainting.inpaint", paint)
+    monkeypatch.setattr(
+        "minisd.lab.evaluation.inpainting.draw", lambda *_, **__: torch.zeros(4, 3, 64, 64)
+    )
 
 
 def fitting(image, box, wanted):
     return box * wanted + (1 - box) * image
 
 
+def scored(folder):
+    """The scores, and two lists of values: of the error outside of the mask, and of the jump."""
+    scores = evaluate_inpainting(folder, FEW)
+    errors, jumps = (
+        [score.value for name, score in scores.items() if name.startswith(start)]
+        for start in (ERROR, JUMP)
+    )
+    return scores, errors, jumps
+
+
 def test_a_perfect_painter_has_perfect_scores(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, fitting)
-    subject, everything, error, jump = evaluate_inpainting(tmp_path, FEW).values()
-    assert subject.startswith("100.00%") and everything.startswith("100.00%")
-    after, _, before, times, least, *_ = numbers(error)
-    assert after == 0 and before == least and 0 < least <= 0.01 and times == 1
-    ours, _, times, original, *_, alone = numbers(jump)
+    scores, (after, before, least, times), (ours, original, _, alone) = scored(tmp_path)
+    assert scores[SUBJECT].value == scores["inpainting, all attributes"].value == 1
+    assert after == 0 and 0 < least <= 0.01
+    assert (before, times) == pytest.approx((least, 1), rel=1e-5)
     assert abs(ours - original) < 0.011 and alone > 3 * ours
 
 
 def test_a_painter_that_does_not_listen_is_found_out(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, lambda image, box, wanted: -image)
-    subject, everything, error, jump = evaluate_inpainting(tmp_path, FEW).values()
-    assert not subject.startswith("100.00%") and everything.startswith("0.00%")
-    after, _, before, times, *_ = numbers(error)
+    scores, (after, before, _, times), (*_, rougher, _) = scored(tmp_path)
+    assert scores[SUBJECT].value < 1 and scores["inpainting, all attributes"].value == 0
     assert after == 0 and before > 0.1 and times > 10  # the paste hides it, the score does not
-    assert numbers(jump)[2] > 3
+    assert rougher > 3
 
 
 def test_who_leaves_the_surroundings_alone_but_does_not_fit_them_has_a_seam(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, lambda image, box, wanted: torch.where(box == 1, -image, image))
-    _, _, error, jump = evaluate_inpainting(tmp_path, FEW).values()
-    assert numbers(error)[3] == 1 and numbers(jump)[2] > 3
+    _, (*_, times), (_, _, rougher, _) = scored(tmp_path)
+    assert times == pytest.approx(1, rel=1e-5) and rougher > 3
 
 
 def test_pixels_that_are_not_put_back_are_counted(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path)
     perfect(monkeypatch, fitting)
-    monkeypatch.setattr("minisd.lab.inpainting.paste", lambda images, image, mask: images)
-    _, _, error, _ = evaluate_inpainting(tmp_path, FEW).values()
-    after, _, before, *_ = numbers(error)
+    monkeypatch.setattr(
+        "minisd.lab.evaluation.inpainting.paste", lambda images, image, mask: images
+    )
+    _, (after, before, *_), _ = scored(tmp_path)
     assert after == before > 0
 
 
@@ -149,11 +164,18 @@ def test_a_pipeline_is_scored_from_its_folder(tmp_path):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path)
     scores = evaluate_inpainting(tmp_path, FEW)
-    assert list(scores)[0] == "inpainting, another subject, 4 postcards"
-    assert [name.split(", ")[1] for name in scores][1:] == [
-        "all attributes",
-        "error outside of the mask",
-        "jump across the edge of the mask",
-    ]
-    assert not any("nan" in score for score in scores.values())
+    assert list(scores)[:2] == [SUBJECT, "inpainting, all attributes"]
+    assert len(scores) == 10
+    assert all(score.n == 4 and math.isfinite(score.value) for score in scores.values())
+    for name, score in scores.items():
+        if name.endswith(("over that of the autoencoder", "over that of the original")):
+            assert score.low <= score.value <= score.high
     assert evaluate_inpainting(tmp_path, FEW) == scores
+
+
+def test_a_model_without_prompts_cannot_inpaint(tmp_path):
+    config = UNetConfig(14, channels=(8, 8), attention=(False, False))
+    UNet(config).save_pretrained(tmp_path)
+    DDIMScheduler().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="inpainting needs a text-to-image model"):
+        evaluate_inpainting(tmp_path, FEW)

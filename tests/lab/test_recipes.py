@@ -1,6 +1,5 @@
 import json
 import os
-import re
 from dataclasses import replace
 
 import pytest
@@ -16,8 +15,8 @@ from minisd.data.postcards import Postcards
 from minisd.data.postcards.captions import SKIES
 from minisd.files import read_json, write_json
 from minisd.lab.cards import add_scores, write_card
-from minisd.lab.evaluation import EvaluationSettings
-from minisd.lab.inpainting import evaluate_inpainting
+from minisd.lab.evaluation import PROMPT_ACCURACY, EvaluationSettings, evaluate_inpainting
+from minisd.lab.evaluation.inpainting import ERROR, JUMP, SUBJECT
 from minisd.lab.recipes import (
     DIGITS_SCHEDULER,
     RECIPES,
@@ -29,6 +28,7 @@ from minisd.lab.recipes import (
     run,
     save_autoencoder,
 )
+from minisd.lab.scores import scores_of
 from minisd.maps import MapPipeline
 from minisd.metrics import mean_iou, overlaps, segment
 from minisd.pretrained import CHECKPOINTS, bundled
@@ -253,7 +253,8 @@ def test_scores_are_kept_in_training_json_and_card(tmp_path):
     assert "Not scored yet." in (tmp_path / "card.md").read_text()
     add_scores(tmp_path, {"accuracy": "91 %", "FID": "3"})
     add_scores(tmp_path, {"FID": "2"})
-    assert read_json(tmp_path / "training.json")["scores"] == {"accuracy": "91 %", "FID": "2"}
+    scores = scores_of(read_json(tmp_path / "training.json"))
+    assert scores == {"accuracy": "91 %", "FID": "2"}
     card = (tmp_path / "card.md").read_text()
     assert "- accuracy: 91 %" in card and "- FID: 2" in card and "Not scored" not in card
 
@@ -456,10 +457,8 @@ def test_the_readme_says_what_the_cards_say():
     books = {name: read_json(CHECKPOINTS / name / "training.json") for name in bundled()}
     readme = (CHECKPOINTS.parents[1] / "README.md").read_text()
     for kind in ("seen", "held-out"):
-        score = books["postcards"]["scores"][
-            f"prompt accuracy, all attributes, {kind} combinations"
-        ]
-        assert score.split()[0] in readme
+        scores = scores_of(books["postcards"])
+        assert scores[f"{PROMPT_ACCURACY}, {kind} combinations"].figure in readme
     parts = (*RECIPES["postcards"].needs, "postcards")
     minutes = sum(books[part]["cost"]["seconds"] for part in parts) / 60
     assert f"in {minutes:.0f} minutes on 2 CPU cores" in readme
@@ -515,13 +514,10 @@ def test_a_low_strength_keeps_the_layout_and_a_high_one_does_not():
 @pytest.mark.slow
 def test_the_bundled_system_paints_what_is_asked_into_a_mask():
     scores = evaluate_inpainting(CHECKPOINTS / "postcards", EvaluationSettings(n=24))
-    subject, _, error, jump = scores.values()
-    times = float(re.search(r"([\d.]+) times that of the autoencoder", error)[1])
-    assert float(subject.split("%")[0]) >= 80, scores  # 98 % of 200, by benchmarks/inpainting.py
-    assert times < 2, scores  # 1.6 there
-    assert error.startswith("0.0000 of 1; "), scores
-    seam, alone = float(jump.split()[0]), float(jump.split()[-1])
-    assert 0 < seam < alone, scores
+    assert scores[SUBJECT].value >= 0.8, scores  # 98 % of 200, by benchmarks/inpainting.py
+    assert scores[f"{ERROR}, before, over that of the autoencoder"].value < 2, scores  # 1.6 there
+    assert scores[ERROR].figure == "0.0000", scores
+    assert 0 < scores[JUMP].value < scores[f"{JUMP}, drawn alone and pasted"].value, scores
 
 
 @pytest.mark.slow

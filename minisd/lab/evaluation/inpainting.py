@@ -13,30 +13,37 @@ from minisd.classifier import Classifier, classify
 from minisd.data.postcards import ATTRIBUTES, LAYERS, Postcards, Scenes, masks
 from minisd.data.postcards.captions import canonical
 from minisd.editing import paste
-from minisd.intervals import Accuracy, bootstrap_interval
+from minisd.intervals import bootstrap_interval
 from minisd.lab.artist import Artist
-from minisd.lab.evaluation import (
+from minisd.lab.evaluation.postcards import reconstructed
+from minisd.lab.evaluation.settings import (
+    EVERYTHING,
     POSTCARDS_JUDGE,
     UNSEEN_SEED,
     EvaluationSettings,
-    Scores,
-    in_words,
-    reconstructed,
 )
+from minisd.lab.scores import Score, Scores, share_of
 from minisd.metrics import in_batches
 from minisd.stable_diffusion import StableDiffusionPipeline
+
+SUBJECT = "inpainting, another subject"
+ERROR = "inpainting, error outside of the mask"  # root mean square; the range of a pixel is 1
+JUMP = "inpainting, jump across the edge of the mask"  # mean difference; the range is 1
 
 
 def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     """Score inpainting: in each of n unseen postcards, another subject instead of its own.
 
-    The mask is a box around both; all else is to stay. What the decoder changes there, before the
-    pixels are put back, is compared with what the autoencoder alone, without any drawing, changes;
-    the jump of the pixels across the edge, with that of the original, and of a picture that was
-    drawn without its surroundings and pasted.
+    The mask is a box around both subjects; everything outside of it should stay as it is. Before
+    its pixels are put back, the decoder has changed them: the error is compared with that of the
+    autoencoder alone, when nothing is drawn. The jump of the pixels across the edge of the mask is
+    compared with that in the original, and with that of a picture that was drawn without its
+    surroundings and pasted. Raises ValueError for a model that does not read prompts.
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, artist = Classifier.from_pretrained(name), Artist(str(folder), settings.sampler)
+    if artist.pipeline is None:
+        raise ValueError(f"{folder} does not read prompts: inpainting needs a text-to-image model")
     pipeline, vae = artist.pipeline, artist.pipeline.vae
     pipeline.scheduler = artist.scheduler
     generator = torch.Generator().manual_seed(settings.seed)
@@ -71,23 +78,25 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
         return float(ours / theirs)
 
     low, high = (value**0.5 for value in bootstrap_interval(ratio, errors, generator=generator))
-    low_jump, high_jump = bootstrap_interval(ratio, jumps, generator=generator)
-    before, least, after = (errors.sum(dim=0) / (3 * (1 - boxes).sum())).sqrt()
-    jump, usual, wound = jumps.mean(dim=0)
+    more = Score(ratio(errors) ** 0.5, low, high, settings.n, digits=2)
+    jump_interval = bootstrap_interval(ratio, jumps, generator=generator)
+    roughness = Score(ratio(jumps), *jump_interval, n=settings.n, digits=2)
+    rms = (errors.sum(dim=0) / (3 * (1 - boxes).sum())).sqrt()
+    decoded, least, after = (Score(float(value), n=settings.n) for value in rms)
+    jump, original, alone_pasted = (
+        Score(float(value), n=settings.n) for value in jumps.mean(dim=0)
+    )
     return {
-        f"inpainting, another subject, {settings.n:,} postcards": in_words(
-            Accuracy(int(right[:, 0].sum()), settings.n)
-        ),
-        "inpainting, all attributes": in_words(Accuracy(int(right.all(1).sum()), settings.n)),
-        "inpainting, error outside of the mask": (
-            f"{after:.4f} of 1; before the pixels are put back {before:.4f}, "
-            f"{ratio(errors) ** 0.5:.2f} times that of the autoencoder alone, {least:.4f} "
-            f"(95 % interval {low:.2f} to {high:.2f})"
-        ),
-        "inpainting, jump across the edge of the mask": (
-            f"{jump:.4f} of 1, {ratio(jumps):.2f} times that of the original, {usual:.4f} "
-            f"(95 % interval {low_jump:.2f} to {high_jump:.2f}); drawn alone and pasted {wound:.4f}"
-        ),
+        SUBJECT: share_of(right[:, 0]),
+        f"inpainting, {EVERYTHING}": share_of(right.all(dim=1)),
+        ERROR: after,
+        f"{ERROR}, before the pixels are put back": decoded,
+        f"{ERROR}, of the autoencoder alone": least,
+        f"{ERROR}, before, over that of the autoencoder": more,
+        JUMP: jump,
+        f"{JUMP}, of the original": original,
+        f"{JUMP}, over that of the original": roughness,
+        f"{JUMP}, drawn alone and pasted": alone_pasted,
     }
 
 
@@ -125,9 +134,10 @@ def draw(
 
 
 def seam(images: Tensor, masks: Tensor) -> Tensor:
-    """Return how far images (n,c,h,w) in [-1,1] jump across the edge of their masks (n,1,h,w).
+    """Return the mean jump (n,) of images (n,c,h,w) in [-1,1] across the edge of masks (n,1,h,w).
 
-    It is the mean difference (n,), of 1, of two neighbouring pixels of which one is in the mask.
+    A jump is the difference, as a share of the range, of two neighbouring pixels of which one is in
+    the mask. An image without an edge has none: nan.
     """
     jumps, edges = 0, 0
     for dim in (2, 3):

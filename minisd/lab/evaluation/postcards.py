@@ -1,0 +1,192 @@
+"""Chapters 6 to 12: the scores of the models of postcards, from the tokenizer to the pipeline."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisd.classifier import Classifier, classification_accuracies, classify
+from minisd.clip import CLIP
+from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
+from minisd.data.postcards.captions import prompts
+from minisd.intervals import Accuracy
+from minisd.lab.evaluation.settings import (
+    FID,
+    POSTCARDS_CLIP,
+    POSTCARDS_JUDGE,
+    PROMPT_ACCURACY,
+    SPLITS,
+    TOKENIZER,
+    UNSEEN_SEED,
+    EvaluationSettings,
+    draw,
+)
+from minisd.lab.scores import Score, Scores, mean, share, share_of
+from minisd.metrics import (
+    class_embeddings,
+    clip_scores,
+    frechet_distance,
+    frechet_interval,
+    in_batches,
+    psnr,
+    retrieve,
+    ssim,
+    zero_shot,
+)
+from minisd.tokenizer import Tokenizer
+from minisd.vae import AutoencoderKL
+
+GROUP = 256  # among how many retrieval chooses
+
+
+def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a tokenizer on unseen captions: their tokens, and how many decode to themselves."""
+    tokenizer = Tokenizer.from_pretrained(folder)
+    size = Score(tokenizer.vocab_size, unit=" tokens", digits=0)
+    scores: Scores = {"vocabulary": size}
+    data = Postcards("held_out", settings.n, seed=UNSEEN_SEED)
+    for name, captions in (("captions", data.captions), ("full captions", data.full_captions)):
+        ids = [tokenizer.encode(caption) for caption in captions]
+        lengths = torch.tensor([len(row) for row in ids], dtype=torch.float64)
+        exact = sum(map(str.__eq__, map(tokenizer.decode, ids), captions))
+        longest = f"a mean; at most {int(lengths.max())}"
+        scores[f"tokens in unseen {name}"] = Score(
+            float(lengths.mean()), n=settings.n, digits=1, note=longest
+        )
+        scores[f"{name} that decode to themselves"] = share(Accuracy(exact, settings.n))
+    return scores
+
+
+def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a judge of postcards, question by question, on unseen scenes."""
+    judge = Classifier.from_pretrained(folder)
+    scores: Scores = {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        for question, accuracy in classification_accuracies(
+            judge, data.images(), data.labels
+        ).items():
+            scores[f"{question}, {name}"] = share(accuracy)
+    return scores
+
+
+def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score a CLIP of postcards: zero-shot classification, and retrieval in both directions."""
+    clip, tokenizer = CLIP.from_pretrained(folder), Tokenizer.from_pretrained(TOKENIZER)
+    scores: Scores = {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images = in_batches(clip.encode_image, data.images())
+        texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
+        for (attribute, _), labels in zip(CLASSES, data.labels.T, strict=True):
+            classes = class_embeddings(clip, tokenizer, prompts(attribute))
+            scores[f"zero-shot {attribute}, {name}"] = share_of(
+                zero_shot(images, classes) == labels
+            )
+        group = min(GROUP, settings.n)
+        for found, queries, keys in (("caption", images, texts), ("postcard", texts, images)):
+            exact, same = retrieval(queries, keys, data.labels, group)
+            scores[f"{found} found among {group} (recall@1), {name}"] = share(exact)
+            scores[f"{found} found among {group}, all attributes right, {name}"] = share(same)
+    return scores
+
+
+def retrieval(
+    queries: Tensor, keys: Tensor, labels: Tensor, group: int
+) -> tuple[Accuracy, Accuracy]:
+    """Count the queries (n,d) that find their own key (n,d), and those that find an equivalent one.
+
+    Two scenes with the same labels (n,k) are equivalent: the caption of one is true of the other.
+    """
+    found = retrieve(queries, keys, group)
+    n = len(found)
+    exact = found == torch.arange(n)
+    same = (labels[found] == labels[:n]).all(dim=1)
+    return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)
+
+
+def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score an autoencoder on unseen postcards: PSNR and SSIM, and what a judge sees after it."""
+    judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
+    vae = AutoencoderKL.from_pretrained(folder)
+    scores: Scores = {}
+    for split, name in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images = data.images()
+        decoded = reconstructed(vae, images)
+        decibels, similarity = psnr(decoded, images), ssim(decoded, images)
+        scores[f"PSNR, {name}"] = mean(decibels, 2, " dB")
+        scores[f"SSIM, {name}"] = mean(similarity, 4)
+        right = classify(judge, decoded) == data.labels
+        scores |= shares_of_right("judged right in every attribute", judge, right, name)
+    spread = float(in_batches(vae.encode, images).std())
+    return {"standard deviation of the latents": Score(spread, n=settings.n, digits=3), **scores}
+
+
+def reconstructed(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Encode and decode images (n,3,h,w) in [-1,1], and return what comes back."""
+    return in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
+
+
+def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
+    """Score text to image: a picture for each of n full captions, seen and held-out each.
+
+    A judge says whether a picture shows what was asked. FID compares all of them with the real
+    postcards of these captions, and for comparison the twins of those postcards with them. The CLIP
+    score is the cosine of picture and caption, here also of real postcards with their own captions
+    and with those of others.
+    """
+    name = settings.judge or POSTCARDS_JUDGE
+    judge, clip = Classifier.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
+    tokenizer = Tokenizer.from_pretrained(TOKENIZER)
+    scores: Scores = {}
+    pictures, real, twins = [], [], []
+    cosines: dict[str, list[Tensor]] = {"": [], ", real postcards": [], ", captions of others": []}
+    for split, words in SPLITS.items():
+        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+        images, how = draw(folder, settings, data.full_captions)
+        scores["samples"] = f"{settings.n:,} full captions of each kind, {how}; judge {name}"
+        answers = classify(judge, images)
+        right = answers == data.labels
+        scores |= shares_of_right(PROMPT_ACCURACY, judge, right, words)
+        scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
+        pictures.append(images)
+        real.append(data.images())
+        twins.append(data.twins())
+        captions = data.full_captions
+        others = captions[-1:] + captions[:-1]
+        pairs = ((images, captions), (real[-1], captions), (real[-1], others))
+        for found, pair in zip(cosines.values(), pairs, strict=True):
+            found.append(clip_scores(clip, tokenizer, *pair))
+    drawn, truth, other = (
+        in_batches(judge.features, torch.cat(images)) for images in (pictures, real, twins)
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    interval = frechet_interval(drawn, truth, generator)
+    for kind, found in cosines.items():
+        scores[f"CLIP score{kind}"] = mean(torch.cat(found), 3)
+    return scores | {
+        FID: Score(frechet_distance(drawn, truth), *interval, n=len(drawn), digits=3),
+        "FID of their twins, real postcards of the same scenes": Score(
+            frechet_distance(other, truth), n=len(other), digits=3
+        ),
+    }
+
+
+def shares_of_right(title: str, judge: Classifier, right: Tensor, words: str) -> Scores:
+    """Return how often all answers (n,questions) bool are right at once, and how often each is."""
+    columns = {title: right.all(dim=1), **dict(zip(judge.heads, right.T, strict=True))}
+    return {f"{name}, {words}": share_of(column) for name, column in columns.items()}
+
+
+def confused(labels: Tensor, answers: Tensor, worst: int = 5) -> str:
+    """Name the subjects that are most often drawn as another: asked -> judged, how often."""
+    names, asked, judged = ATTRIBUTES["subject"], labels[:, 0].tolist(), answers[:, 0].tolist()
+    mistakes = Counter((a, b) for a, b in zip(asked, judged, strict=True) if a != b)
+    return (
+        "; ".join(
+            f"{names[a]} -> {names[b]} {count}" for (a, b), count in mistakes.most_common(worst)
+        )
+        or "none"
+    )
