@@ -110,8 +110,8 @@ def test_missing_folders_and_lists(folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"file_name": "a.png", "text": "x"}\n{"file_name": ', ("line 2", "not JSON")),
-        ('{"file_name": "a.png", "text": "x"}\n\n["a.png"]', ("line 3", "not a JSON object")),
+        ('{"file_name": "a.png", "text": "x"}\n{"file_name": ', ("line 2", "not valid JSON")),
+        ('{"file_name": "a.png", "text": "x"}\n\n["a.png"]', ("line 3", "one JSON object")),
         ('{"file_name": "a.png"}', ("line 1", "text")),
         ('{"text": "x"}', ("line 1", "file_name")),
         ('{"file_name": "a.png", "text": null}', ("line 1", "text")),
@@ -142,7 +142,7 @@ def test_broken_csv(folder, content, words):
 
 def test_a_list_that_is_not_text(folder):
     (folder / "metadata.csv").write_bytes(b"\xff\xfe\x00")
-    raises(folder, "not UTF-8")
+    raises(folder, "metadata.csv is not valid UTF-8")
 
 
 def test_all_missing_pictures_are_named(folder):
