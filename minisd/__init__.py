@@ -3,11 +3,7 @@
 The package of the book. Each module's first line names the chapter that builds it.
 """
 
-from minisd.compat import declare_torchvision_operators
-
-declare_torchvision_operators()  # before anything imports torchvision
-
-from minisd.clip import (  # noqa: E402
+from minisd.clip import (
     CLIP,
     CLIPConfig,
     CLIPTextConfig,
@@ -15,9 +11,9 @@ from minisd.clip import (  # noqa: E402
     CLIPVisionConfig,
     VisionTransformer,
 )
-from minisd.exercises import check  # noqa: E402
-from minisd.full_size import random_sd15  # noqa: E402
-from minisd.schedulers import (  # noqa: E402
+from minisd.exercises import check
+from minisd.full_size import random_sd15
+from minisd.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -26,10 +22,10 @@ from minisd.schedulers import (  # noqa: E402
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
-from minisd.stable_diffusion import StableDiffusionPipeline  # noqa: E402
-from minisd.tokenizer import Tokenizer, TokenizerConfig  # noqa: E402
-from minisd.unet import UNet, UNetConfig  # noqa: E402
-from minisd.vae import AutoencoderKL, VAEConfig  # noqa: E402
+from minisd.stable_diffusion import StableDiffusionPipeline
+from minisd.tokenizer import Tokenizer, TokenizerConfig
+from minisd.unet import UNet, UNetConfig
+from minisd.vae import AutoencoderKL, VAEConfig
 
 __all__ = [
     "AutoencoderKL",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.clip import CLIP
+from minisd.configs import check_fields
 from minisd.pretrained import Pretrained
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -29,10 +30,7 @@ class JudgeConfig:
     layout: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.layout, int) or self.layout < 1:
-            raise ValueError(f"layout must be a positive integer, got {self.layout!r}")
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "classes", tuple((name, n) for name, n in self.classes))
+        check_fields(self)
 
 
 class Judge(Pretrained, nn.Module):

@@ -35,6 +35,7 @@ CONFIG = UNetConfig(
     sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
 )
 WORDS = replace(CONFIG, context_dim=6)
+JUDGE = Judge(JudgeConfig(3, (8,), 4))
 
 
 @pytest.fixture
@@ -334,7 +335,9 @@ def test_a_hub_id_downloads_only_what_is_needed(saved, monkeypatch):
         "someone/model": [
             "unet/config.json",
             "unet/model.safetensors",
+            "unet/model.safetensors.index.json",
             "unet/diffusion_pytorch_model.safetensors",
+            "unet/diffusion_pytorch_model.safetensors.index.json",
         ]
     }
 
@@ -352,7 +355,9 @@ def test_a_variant_downloads_no_other_weights(saved, monkeypatch):
     assert asked == [
         "unet/config.json",
         "unet/model.fp16.safetensors",
+        "unet/model.safetensors.index.fp16.json",
         "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
     ]
     with pytest.raises(ValueError, match="has no subfolder 'vae'"):
         UNet.from_pretrained("someone/model", subfolder="vae")
@@ -373,7 +378,7 @@ def test_no_network_for_a_hub_id_raises(no_network, monkeypatch, tmp_path):
         f"cannot download someone/model from the hub: no route to host\\. Without .* {place}, or"
     )
     with pytest.raises(ValueError, match=message):
-        locate("someone/model")
+        locate("someone/model", "", ("config.json",))
 
 
 def test_without_stable_diffusion_its_size_and_licence_are_said(no_network, monkeypatch, tmp_path):
@@ -383,7 +388,7 @@ def test_without_stable_diffusion_its_size_and_licence_are_said(no_network, monk
     for said in (SD15, "2.1 GB", "OpenRAIL-M", "https://", str(tmp_path / SD15), "its path"):
         assert said in str(caught.value)
     with pytest.raises(ValueError, match=f"is gone; its copy is {SD15}"):
-        locate("runwayml/stable-diffusion-v1-5")
+        locate("runwayml/stable-diffusion-v1-5", "", ("model_index.json",))
 
 
 def test_the_sizes_that_are_said_are_those_of_the_weights():
@@ -401,7 +406,7 @@ def test_a_copy_of_a_hub_folder_is_found_without_the_hub(no_network, monkeypatch
 
 
 def test_a_preferred_folder_is_searched_first(tmp_path):
-    (tmp_path / "digits-judge").mkdir()
+    JUDGE.save_pretrained(tmp_path / "digits-judge")
     with preferring(tmp_path):
         assert locate("digits-judge") == tmp_path / "digits-judge"
         assert locate("digits-ddpm") == CHECKPOINTS / "digits-ddpm"
