@@ -62,7 +62,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # some writers are stricter
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "filename", None) not in (None, temporary, str(temporary)):
+        about = getattr(error, "filename", None) or temporary
+        if str(about) not in (str(temporary), str(path.parent)):
             raise  # about another file
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot write {path}: {reason}") from error
