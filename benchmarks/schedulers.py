@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from minisd import UNet
+from minisd.book.compat import declare_torchvision_operators
 from minisd.classifier import Classifier
 from minisd.data.digits import digits
 from minisd.device import best_device
@@ -51,6 +52,7 @@ def make(model: str, sampler: str, settings: dict, theirs: bool = False):
     ours = kind.from_config(config)
     if not theirs:
         return ours
+    declare_torchvision_operators()
     import diffusers
 
     return getattr(diffusers, kind.__name__).from_config(ours.config)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd import StableDiffusionPipeline, full_size
+from minisd.book.compat import declare_torchvision_operators
 from minisd.book.notebook import peak_memory
 from minisd.device import best_device
 from minisd.lab.results import table
@@ -44,6 +45,8 @@ if library == "minisd":
     from minisd import StableDiffusionPipeline
     settings = {}
 else:
+    from minisd.book.compat import declare_torchvision_operators
+    declare_torchvision_operators()
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -61,6 +64,7 @@ print(json.dumps(dict(seconds=seconds, memory=peak_memory() - before, weights=we
 
 def theirs_of(part: str, ours: nn.Module) -> nn.Module:
     """Return diffusers' (or transformers') network, with the very tensors of ours for weights."""
+    declare_torchvision_operators()
     import diffusers
     import transformers
 
@@ -112,6 +116,7 @@ def networks(pipe: StableDiffusionPipeline, size: int) -> dict[str, dict[str, Ca
 
 def whole(pipe: StableDiffusionPipeline, folder: Path, size: int, steps: int) -> dict:
     """Return a whole run of ours, and of diffusers' pipeline with the same weights."""
+    declare_torchvision_operators()
     import diffusers
     import transformers
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.configs import check_fields
 from minisd.intervals import Accuracy
 from minisd.metrics import in_batches
 from minisd.pretrained import Pretrained
@@ -28,10 +29,7 @@ class ClassifierConfig:
     layout: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.layout, int) or self.layout < 1:
-            raise ValueError(f"layout must be a positive integer, got {self.layout!r}")
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "classes", tuple((name, n) for name, n in self.classes))
+        check_fields(self)
 
 
 class Classifier(Pretrained, nn.Module):

@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minisd.configs import check_fields
 from minisd.layers import Attention
 from minisd.pretrained import Pretrained
 from minisd.weights import CLIP_TEXT_FORMAT
 
 
-def check_sizes(config: object, *free: str) -> None:
-    """Raise ValueError unless every field but `free` is a positive integer, and the heads fit."""
-    for name, value in vars(config).items():
-        if name not in free and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+def check_sizes(config: "CLIPTextConfig | CLIPVisionConfig", *any_integer: str) -> None:
+    """Check the fields as `check_fields` does, and that the heads share the width evenly."""
+    check_fields(config, *any_integer)
     if config.dim % config.num_heads:
         raise ValueError(
             f"dim must be a multiple of num_heads ({config.num_heads}), got {config.dim}"
@@ -77,10 +76,7 @@ class CLIPVisionConfig:
     layout: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "stem", tuple(self.stem))  # JSON has only lists
-        check_sizes(self, "stem", "layout")
-        if not isinstance(self.layout, int) or self.layout < 0:
-            raise ValueError(f"layout must be an integer from 0, got {self.layout!r}")
+        check_sizes(self, "layout")
         if self.patch_size % 2 ** len(self.stem) or any(width % 8 for width in self.stem):
             raise ValueError(
                 f"a stem needs widths that are multiples of 8 and a patch_size that is a multiple "
@@ -91,9 +87,9 @@ class CLIPVisionConfig:
                 f"image_size must be a multiple of patch_size ({self.patch_size}), "
                 f"got {self.image_size}"
             )
-        if self.layout > self.image_size // self.patch_size:
+        if not 0 <= self.layout <= self.image_size // self.patch_size:
             raise ValueError(
-                f"layout must be at most the patches in a row "
+                f"layout must be 0 to the number of patches in a row "
                 f"({self.image_size // self.patch_size}), got {self.layout}"
             )
 
@@ -107,11 +103,7 @@ class CLIPConfig:
     embed_dim: int = 128
 
     def __post_init__(self):
-        for name, kind in (("text", CLIPTextConfig), ("vision", CLIPVisionConfig)):
-            if isinstance(getattr(self, name), dict):  # JSON has only objects
-                object.__setattr__(self, name, kind(**getattr(self, name)))
-        if not isinstance(self.embed_dim, int) or self.embed_dim < 1:
-            raise ValueError(f"embed_dim must be a positive integer, got {self.embed_dim!r}")
+        check_fields(self)
 
 
 class QuickGELU(nn.Module):

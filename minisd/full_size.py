@@ -5,14 +5,16 @@ to load and to run, which is all that a test of speed, memory or agreement needs
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from minisd.clip import CLIPTextConfig, CLIPTextModel
 from minisd.pretrained import SD15, Pretrained, Unfilled, copies
@@ -83,32 +85,24 @@ def stand_in_tokenizer() -> Tokenizer:
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, config)
 
 
-@contextmanager
-def on_demand(model: nn.Module, fetch: Callable[[str, torch.Size], Tensor]) -> Iterator[None]:
-    """Run a model of the meta device: the weights of a layer exist only while it computes.
+class on_demand(TorchFunctionMode):  # lower case, as torch.no_grad is: it is used in `with`
+    """Run a model of the meta device: each weight exists only while it is computed with.
 
-    `fetch` is given the name and the shape of a weight, and brings it.
+    `fetch` is given the name and the shape of a weight, and returns it. Within the block every call
+    of a function of torch gets the fetched weight in the place of the empty one.
     """
-    hooks = []
-    for path, layer in model.named_modules():
-        empty = dict(layer.named_parameters(recurse=False))
 
-        def bring(layer: nn.Module, _, path: str = path, empty: dict = empty) -> None:
-            for name, p in empty.items():
-                weight = fetch(f"{path}.{name}", p.shape)
-                setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+    def __init__(self, model: nn.Module, fetch: Callable[[str, torch.Size], Tensor]):
+        super().__init__()
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.fetch = fetch
 
-        def drop(layer: nn.Module, *_, empty: dict = empty) -> None:
-            for name, p in empty.items():
-                setattr(layer, name, p)
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def bring(value: Any) -> Any:
+            name = self.names.get(id(value))
+            return value if name is None else self.fetch(name, value.shape)
 
-        if empty:
-            hooks += [layer.register_forward_pre_hook(bring), layer.register_forward_hook(drop)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return function(*tree_map(bring, args), **tree_map(bring, kwargs or {}))
 
 
 def find_weights(variant: str | None = None) -> Path | None:

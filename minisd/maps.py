@@ -21,7 +21,7 @@ from minisd.data.postcards import LAYERS
 from minisd.files import read_json
 from minisd.losses import LossFunction
 from minisd.pipeline import DenoisingState
-from minisd.pretrained import locate
+from minisd.pretrained import locate, locate_companion
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.stable_diffusion import INDEX, PipelineOutput, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer
@@ -174,11 +174,13 @@ class MapPipeline(StableDiffusionPipeline):
         """Load a folder; see StableDiffusionPipeline.
 
         If it holds only a U-Net and a scheduler, the other parts are those of the `system` that
-        its index names.
+        its index names: a bundled one, or one that lies beside it.
         """
-        system = read_json(locate(name, "", (INDEX,)) / INDEX).get("system")
+        folder = locate(name, "", (INDEX,))
+        system = read_json(folder / INDEX).get("system")
         if system is None:
             return super().from_pretrained(name, torch_dtype, variant)
+        system = locate_companion(system, folder)
         own = StableDiffusionPipeline.from_pretrained(system, torch_dtype, variant)
         unet = UNet.from_pretrained(name, "unet", torch_dtype, variant)
         scheduler = load_scheduler(name, "scheduler")

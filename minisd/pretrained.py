@@ -4,30 +4,53 @@ A folder holds `config.json` (the fields of the model's config) and `model.safet
 diffusers' format are read as they are, and written on request.
 """
 
-import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, fields
+from glob import escape
+from os import environ
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minisd.files import read_json, replacing, writable_folder, write_json
+from minisd.files import (
+    expand,
+    inside,
+    is_plain_name,
+    read_json,
+    replacing,
+    writable_folder,
+    write_json,
+)  # fmt: skip
+from minisd.tensors import (
+    PICKLES,
+    check_fit,
+    read_index,
+    read_shards,
+    read_tensors,
+    weight_files,
+)  # fmt: skip
 from minisd.weights import DiffusersFormat
 
 WEIGHTS = "model.safetensors"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # to open one is to run what is in it
+CONFIGS = (  # a folder with one of these holds a model, or a part of one
+    *("config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json"),
+)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TERMS = {  # what to know before the download
     SD15: "It is 4.3 GB, or 2.1 GB with variant='fp16', under the CreativeML OpenRAIL-M licence "
     "(https://huggingface.co/spaces/CompVis/stable-diffusion-license).",
     "runwayml/stable-diffusion-v1-5": f"That repository is gone; its copy is {SD15}.",
 }
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/model
 CHECKPOINTS = next(  # beside the modules once installed; in data/ in the repository
     (
         folder
@@ -40,18 +63,20 @@ CHECKPOINTS = next(  # beside the modules once installed; in data/ in the reposi
     Path(__file__).parents[1] / "data" / "checkpoints",
 )
 
-
-SEARCHED = [CHECKPOINTS]  # where a name is looked up, the first hit wins
+_preferred: ContextVar[tuple[Path, ...]] = ContextVar("preferred", default=())
 
 
 @contextmanager
 def preferring(folder: str | Path) -> Iterator[None]:
-    """Within this block, take a model from `folder` if it has one of that name."""
-    SEARCHED.insert(0, Path(folder))
+    """Within this block, take a model from `folder` if it has one of that name.
+
+    Only for this thread; of nested blocks, the inner one is searched first.
+    """
+    token = _preferred.set((expand(folder), *_preferred.get()))
     try:
         yield
     finally:
-        SEARCHED.pop(0)
+        _preferred.reset(token)
 
 
 def bundled() -> list[str]:
@@ -63,54 +88,105 @@ def download_folder() -> Path:
     """Return `data/downloads` in the repository, or a cache folder where minisd is installed."""
     if CHECKPOINTS.parent.name == "data":
         return CHECKPOINTS.parent / "downloads"
-    return Path.home() / ".cache" / "minisd"
+    try:
+        return Path.home() / ".cache" / "minisd"
+    except RuntimeError:  # no home folder, as in some containers
+        return Path(tempfile.gettempdir()) / "minisd"
 
 
 def copies() -> list[Path]:
     """Return where a copy of a hub's folder is looked for, under its id: `folder/owner/model`."""
-    return [*map(Path, filter(None, [os.environ.get("MINISD_DATA")])), download_folder()]
+    own = environ.get("MINISD_DATA")
+    return [*([expand(own)] if own else []), download_folder()]
 
 
-def locate(name: str | Path, subfolder: str = "", patterns: tuple[str, ...] = ("*",)) -> Path:
+def locate(name: str | Path, subfolder: str = "", files: tuple[str, ...] = ()) -> Path:
     """Return the local folder of `name`: a folder, a bundled checkpoint, or a hub id.
 
-    Only a hub id ("owner/model") is downloaded, unless a copy of its folder lies in `copies()` or
-    in the hub's cache, and of it only the files that match `patterns`. Raises ValueError if there
-    is no such thing, or no network to fetch it.
+    A folder that holds no model does not hide a bundled checkpoint of its name. Only a hub id
+    ("owner/model") is downloaded, unless a copy of its folder lies in `copies()` or in the hub's
+    cache, and of it only `files`: without any, nothing is downloaded. Raises ValueError if there is
+    no such thing, a `subfolder` outside the folder, or no network.
     """
-    path = Path(name).expanduser()
-    for folder in (path, *(known / name for known in SEARCHED + copies())):
-        if folder.is_dir():
-            folder = folder / subfolder
-            if not folder.is_dir():
-                raise ValueError(f"{name} has no subfolder {subfolder!r}")
-            return folder
-    if path.is_file():
+    text = str(name)
+    if not text:
+        raise ValueError("the name of the model is empty: give a folder, a name or a hub id")
+    path, is_hub_id = expand(name), HUB_ID.fullmatch(text) is not None
+    candidates = [path]
+    if is_plain_name(text):
+        candidates += [folder / text for folder in (*_preferred.get(), CHECKPOINTS)]
+    elif is_hub_id:
+        candidates += [folder / text for folder in copies()]
+    found = [folder for folder in candidates if isdir(folder)]
+    if found:
+        folder = next(
+            (f for f in found if _holds_model(f) or _holds_model(f / subfolder)), found[0]
+        )
+        if not isdir(inside(folder, subfolder)):
+            raise ValueError(f"{name} has no subfolder {subfolder!r}")
+        return folder / subfolder
+    if isfile(path):
         why = " and a pickle can run code when it is opened" if path.suffix in PICKLES else ""
         raise ValueError(
             f"{name} is a single file{why}: give a folder in diffusers' format, with safetensors"
         )
-    owner, _, model = str(name).partition("/")
-    if not owner.strip("._~-") or not model or "/" in model:
+    if not is_hub_id:
         raise ValueError(
-            f"unknown model {str(name)!r}: neither a folder nor a bundled checkpoint "
+            f"unknown model {text!r}: neither a folder nor a bundled checkpoint "
             f"({', '.join(bundled()) or 'none'}) nor a hub id like owner/model"
+        )
+    if not files:
+        raise ValueError(
+            f"{name} is not on this machine, and this is no occasion to download it: put a copy of "
+            f"its folder in {copies()[0] / text}, or anywhere, and give its path"
         )
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
     prefix = f"{subfolder}/" if subfolder else ""
     try:
-        root = snapshot_download(str(name), allow_patterns=[prefix + p for p in patterns])
+        root = Path(snapshot_download(text, allow_patterns=[escape(prefix + f) for f in files]))
     except Exception as error:  # the hub's client raises some twenty unrelated types
-        reason, terms = " ".join(str(error).split()).removesuffix("."), TERMS.get(str(name))
+        reason, terms = " ".join(str(error).split()).removesuffix("."), TERMS.get(text)
         raise ValueError(
             f"cannot download {name} from the hub: {reason}. {f'{terms} ' if terms else ''}Without "
-            f"a network, put a copy of its folder in {copies()[0] / name}, or anywhere, and give "
+            f"a network, put a copy of its folder in {copies()[0] / text}, or anywhere, and give "
             "its path."
         ) from error
-    if not (Path(root) / subfolder).is_dir():
+    if not isdir(inside(root, subfolder)):
         raise ValueError(f"{name}, as it is in {root}, has no subfolder {subfolder!r}")
-    return Path(root) / subfolder
+    return root / subfolder
+
+
+def locate_companion(name: object, folder: Path) -> Path:
+    """Return the folder of the model `name` that a file in `folder` refers to.
+
+    It lies beside `folder` or is bundled: a file may come from a stranger, and strangers choose
+    neither downloads nor paths. Raises ValueError for any other.
+    """
+    if is_plain_name(name):
+        for known in (*_preferred.get(), folder.resolve().parent, CHECKPOINTS):
+            if _holds_model(known / str(name)):
+                return known / str(name)
+    raise ValueError(
+        f"{folder} refers to a model {name!r:.80}: it must be bundled ({', '.join(bundled())}) or "
+        f"lie beside that folder, as {folder.resolve().parent / 'NAME'}"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any(isfile(folder / file) for file in CONFIGS)
+
+
+def class_name(raw: dict[str, Any], source: str | Path) -> str | None:
+    """Return the class that a config names, or None; raises ValueError if that is not text.
+
+    diffusers names its class, transformers a list of one; minisd's own configs name none.
+    """
+    listed = raw.get("architectures") or [None]
+    name = raw.get("_class_name") or (listed[0] if isinstance(listed, list) else listed)
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{source}: the name of a class must be text, got {name!r:.80}")
+    return name
 
 
 def build_config(config_class: type, values: dict[str, Any], source: str | Path) -> Any:
@@ -124,40 +200,8 @@ def build_config(config_class: type, values: dict[str, Any], source: str | Path)
         )
     try:
         return config_class(**values)
-    except (TypeError, ValueError) as error:  # a number where a list belongs, say
+    except (TypeError, ValueError) as error:  # an unknown field deeper down, a size that is no size
         raise ValueError(f"{source}: {error}") from error
-
-
-def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file; a missing, truncated or foreign one raises ValueError.
-
-    The tensors are the file itself, mapped into memory: each page is read when it is first needed.
-    What has another `dtype` is converted tensor by tensor, so that there are never two copies.
-    """
-    try:
-        tensors = load_file(path)
-        for key in tensors:
-            if dtype not in (None, tensors[key].dtype):
-                with safe_open(path, "pt") as file:  # mapped for this one, and given back at once
-                    tensors[key] = file.get_tensor(key).to(dtype)
-        return tensors
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist{instead_of(path)}") from None
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}); fetch or train it again"
-        ) from None
-
-
-def instead_of(path: Path) -> str:
-    """Say which other files of weights lie where `path` should be."""
-    found = sorted(file.name for file in path.parent.glob("*"))
-    safe = [name for name in found if name.endswith(".safetensors")]
-    pickles = [name for name in found if name.endswith(PICKLES)]
-    said = f"; there is {', '.join(safe)}: see `variant`" if safe else ""
-    if pickles:
-        said += f"; {', '.join(pickles)} is a pickle, which can run code when it is opened"
-    return said
 
 
 class Unfilled(TorchFunctionMode):
@@ -190,35 +234,45 @@ class Pretrained:
         CPU and in evaluation mode. Raises ValueError if anything is missing or does not fit.
         """
         foreign = cls.diffusers_format
-        files = WEIGHTS, foreign.file if foreign else WEIGHTS  # minisd's, theirs
-        if variant:
-            files = [file.replace(".safetensors", f".{variant}.safetensors") for file in files]
-        folder = locate(name, subfolder, ("config.json", *files))
-        raw = read_json(folder / "config.json")
-
-        # diffusers names its class, transformers a list of one; minisd's own files neither
-        class_name = raw.get("_class_name") or (raw.get("architectures") or [None])[0]
-        is_foreign = class_name is not None
-        if is_foreign:
-            if foreign is None or class_name not in foreign.class_names:
-                raise ValueError(f"{folder} holds a {class_name}, not a {cls.__name__}")
+        ours, theirs = (
+            weight_files(file, variant)  # the whole, and the index of its shards
+            for file in (WEIGHTS, foreign.file if foreign else WEIGHTS)
+        )
+        folder = locate(name, subfolder, ("config.json", *ours, *theirs))
+        source = folder / "config.json"
+        raw = read_json(source)
+        kind = class_name(raw, source)
+        if kind is not None:
+            if foreign is None or kind not in foreign.class_names:
+                raise ValueError(f"{folder} holds a {kind}, not a {cls.__name__}")
             try:
                 raw = foreign.read_config(raw)
             except KeyError as error:
-                raise ValueError(f"{folder / 'config.json'} has no {error}") from None
+                raise ValueError(f"{source} has no {error}") from None
             except ValueError as error:
-                raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        config = build_config(cls.config_class, raw, folder / "config.json")
-        path = folder / files[is_foreign]
-        tensors = read_tensors(path, torch_dtype)
+                raise ValueError(f"{source}: {error}") from None
+        config = build_config(cls.config_class, raw, source)
 
-        with torch.device("meta"), Unfilled():  # shapes without memory: the file brings the numbers
-            model = cls(config)
+        whole, index = ours if kind is None else theirs
+        path = folder / whole
+        if path.is_file() or not (folder / index).is_file():
+            tensors = read_tensors(path, torch_dtype)
+        else:
+            path = folder / index
+            shards = read_index(path)
+            folder = locate(name, subfolder, tuple(sorted(set(shards.values()))))
+            tensors = read_shards(folder, shards, torch_dtype)
+
+        try:
+            with torch.device("meta"), Unfilled():  # shapes without memory, and without numbers
+                model = cls(config)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{source}: there is no such {cls.__name__}: {error}") from error
         names = {key: key for key in model.state_dict()}
-        if is_foreign:
+        if foreign is not None and kind is not None:
             names, tensors = model.diffusers_names(), foreign.upgrade(tensors)
         check_fit(model, names, tensors, path)
-        model.load_state_dict({ours: tensors[name] for ours, name in names.items()}, assign=True)
+        model.load_state_dict({key: tensors[name] for key, name in names.items()}, assign=True)
         return model.eval()
 
     def save_pretrained(
@@ -254,27 +308,3 @@ def check_format(format: str) -> None:
     """Raise ValueError unless `format` is one in which models are saved."""
     if format not in ("minisd", "diffusers"):
         raise ValueError(f"format must be 'minisd' or 'diffusers', got {format!r}")
-
-
-def check_fit(
-    model: nn.Module, names: dict[str, str], tensors: dict[str, Tensor], source: str | Path
-) -> None:
-    """Raise ValueError that names the first tensors which are missing, foreign or mis-shaped.
-
-    `names` says what the model's tensors are called in the file.
-    """
-    wanted = {names[key]: tuple(t.shape) for key, t in model.state_dict().items()}
-    given = {key: tuple(t.shape) for key, t in tensors.items()}
-    problems = (
-        [f"missing {key}" for key in wanted.keys() - given.keys()]
-        + [f"unexpected {key}" for key in given.keys() - wanted.keys()]
-        + [
-            f"{key} is {given[key]}, not {wanted[key]}"
-            for key in wanted.keys() & given.keys()
-            if wanted[key] != given[key]
-        ]
-    )
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        first = "; ".join(sorted(problems)[:3])
-        raise ValueError(f"{source} does not fit the model: {first}{more}")

@@ -12,6 +12,7 @@ import regex
 import torch
 from torch import Tensor
 
+from minisd.configs import check_fields
 from minisd.files import read_json, read_text, replacing, writable_folder, write_json
 from minisd.pretrained import build_config, check_format, locate
 
@@ -68,13 +69,14 @@ class TokenizerConfig:
     CLIP: ClassVar["TokenizerConfig"]
 
     def __post_init__(self):
+        check_fields(self, "model_max_length")
         length = self.model_max_length
-        if not isinstance(length, int) or length < 3:
+        if length < 3:
             raise ValueError(
                 f"model_max_length must be at least 3 (start, one token, end), got {length!r}"
             )
         for name in ("bos_token", "eos_token", "pad_token"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+            if not getattr(self, name):
                 raise ValueError(f"{name} must be a token, got {getattr(self, name)!r}")
         if self.bos_token == self.eos_token:
             raise ValueError(f"bos_token and eos_token are both {self.bos_token!r}; make them two")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.configs import check_fields
 from minisd.layers import (
     Downsample,
     NoAttention,
@@ -45,19 +46,14 @@ class UNetConfig:
     SD15: ClassVar["UNetConfig"]
 
     def __post_init__(self):
-        for name in ("channels", "attention"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has only lists
-        for name, value in vars(self).items():
-            is_size = name not in ("channels", "attention") and value is not None
-            if is_size and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        check_fields(self)
         if not self.channels or len(self.channels) != len(self.attention):
             raise ValueError(
                 "channels and attention need one entry per level, got "
                 f"{len(self.channels)} and {len(self.attention)}"
             )
         for width in self.channels:
-            if width < 1 or width % self.norm_num_groups or width % self.num_heads:
+            if width % self.norm_num_groups or width % self.num_heads:
                 raise ValueError(
                     f"every width must be a multiple of norm_num_groups ({self.norm_num_groups}) "
                     f"and of num_heads ({self.num_heads}), got {width}"

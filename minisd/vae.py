@@ -1,6 +1,5 @@
 """Chapter 9: the autoencoder: images to latents and back, from our postcards to v1.5's."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.configs import check_fields
 from minisd.device import draw_noise
 from minisd.layers import ResnetBlock, SelfAttention2d, Upsample
 from minisd.pretrained import Pretrained
@@ -39,17 +39,13 @@ class VAEConfig:
     SD15: ClassVar["VAEConfig"]
 
     def __post_init__(self):
-        object.__setattr__(self, "channels", tuple(self.channels))  # JSON has only lists
-        for name, value in vars(self).items():
-            is_size = name not in ("channels", "scaling_factor")
-            if is_size and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not (math.isfinite(self.scaling_factor) and self.scaling_factor > 0):
+        check_fields(self)
+        if self.scaling_factor <= 0:
             raise ValueError(f"scaling_factor must be a positive number, got {self.scaling_factor}")
         if not self.channels:
             raise ValueError("channels needs one entry per level, got none")
         for width in self.channels:
-            if width < 1 or width % self.norm_num_groups:
+            if width % self.norm_num_groups:
                 raise ValueError(
                     f"every width must be a multiple of norm_num_groups ({self.norm_num_groups}), "
                     f"got {width}"

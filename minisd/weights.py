@@ -7,17 +7,12 @@ transformers, whose CLIP reads the prompt there.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minisd.clip import CLIPTextConfig
-    from minisd.unet import UNetConfig
-    from minisd.vae import VAEConfig
+from torch import Tensor
 
 
-def _as_they_are(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def _as_they_are(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
@@ -33,7 +28,7 @@ class DiffusersFormat:
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
     key_map: Callable[[Any, Iterable[str]], dict[str, str]]
-    upgrade: "Callable[[dict[str, Tensor]], dict[str, Tensor]]" = _as_they_are
+    upgrade: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _as_they_are
 
 
 _RENAMED = {  # inside a block: minisd -> diffusers, longest first where one contains another
@@ -54,7 +49,7 @@ _RENAMED = {  # inside a block: minisd -> diffusers, longest first where one con
 }
 
 
-def unet_key_map(config: "UNetConfig", keys: Iterable[str]) -> dict[str, str]:
+def unet_key_map(config: Any, keys: Iterable[str]) -> dict[str, str]:
     """Map each of the U-Net's tensor names to diffusers' name for it.
 
     minisd numbers the blocks along the way down and up; diffusers nests them in levels.
@@ -79,7 +74,7 @@ def _key_map(keys: Iterable[str], prefixes: dict[str, str], words: bool) -> dict
     return mapping
 
 
-def _unet_block_prefixes(config: "UNetConfig") -> dict[str, str]:
+def _unet_block_prefixes(config: Any) -> dict[str, str]:
     """Map the prefix of each part of each block to diffusers' prefix."""
     last, layers = len(config.channels) - 1, config.layers_per_block
     prefixes = {}
@@ -137,6 +132,22 @@ _FIXED = {  # settings which minisd has built in; any others must be off: None o
 _MID_BLOCKS = {False: "UNetMidBlock2D", True: "UNetMidBlock2DCrossAttn"}  # words -> its class
 
 
+def _check_lists(raw: dict[str, Any], *names: str) -> None:
+    """Raise ValueError unless these settings are lists, all of one length that is not 0."""
+    for name in names:
+        if not isinstance(raw[name], list | tuple) or not raw[name]:
+            raise ValueError(f"{name} must be a list, got {raw[name]!r:.80}")
+        if len(raw[name]) != len(raw[names[0]]):
+            raise ValueError(f"{name} must be as long as {names[0]}, got {raw[name]!r:.80}")
+
+
+def _size(name: str, value: Any) -> int:
+    """Return the value of a setting with which is calculated; raises ValueError for no size."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r:.80}")
+    return value
+
+
 def _refuse_unknown(raw: dict[str, Any], free: set[str], fixed: dict[str, Any]) -> None:
     """Raise ValueError for a setting that is neither free, nor as fixed, nor off."""
     for name, value in raw.items():
@@ -152,19 +163,22 @@ def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     """
     words = raw["_class_name"] == "UNet2DConditionModel"
     _refuse_unknown(raw, _READ | _IDLE, _FIXED | {"mid_block_type": _MID_BLOCKS[words]})
-    channels, down = tuple(raw["block_out_channels"]), tuple(raw["down_block_types"])
-    unknown = set(down) - {_DOWN_BLOCKS[False, words], _DOWN_BLOCKS[True, words]}
+    _check_lists(raw, "block_out_channels", "down_block_types", "up_block_types")
+    channels, down = tuple(raw["block_out_channels"]), raw["down_block_types"]
+    known = _DOWN_BLOCKS[False, words], _DOWN_BLOCKS[True, words]
+    unknown = [name for name in down if name not in known]
     if unknown:
-        raise ValueError(f"block types {sorted(unknown)} are not supported")
+        raise ValueError(f"block types {unknown} are not supported")
     attention = tuple("Attn" in name for name in down)
-    if tuple("Attn" in name for name in raw["up_block_types"]) != attention[::-1]:
+    if tuple("Attn" in str(name) for name in raw["up_block_types"]) != attention[::-1]:
         raise ValueError("attention must stand at the same levels on the way down and up")
     heads = raw.get("attention_head_dim", 8)
     if not words:  # there it is what its name says: the channels of one head; None for all
-        widths = {w for w, here in zip(channels, attention, strict=True) if here} | {channels[-1]}
-        if heads and len(widths) > 1:
-            raise ValueError(f"heads of one width at widths {sorted(widths)} are not supported")
-        heads = channels[-1] // heads if heads else 1
+        widths = [w for w, here in zip(channels, attention, strict=True) if here]
+        if heads and any(width != channels[-1] for width in widths):
+            raise ValueError(f"heads of one width at widths {widths} are not supported")
+        last = _size("block_out_channels", channels[-1])
+        heads = last // _size("attention_head_dim", heads) if heads else 1
     return {
         "sample_size": raw["sample_size"],
         "in_channels": raw["in_channels"],
@@ -178,7 +192,7 @@ def unet_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def unet_config_to_diffusers(config: "UNetConfig") -> dict[str, Any]:
+def unet_config_to_diffusers(config: Any) -> dict[str, Any]:
     """Turn a UNetConfig into the config.json of diffusers' UNet2DModel or UNet2DConditionModel.
 
     Raises ValueError where diffusers has no such U-Net (without words, its heads are equally wide
@@ -236,7 +250,7 @@ _CLIP_RENAMED = {  # minisd -> transformers
 _CLIP_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
 
 
-def clip_text_key_map(config: "CLIPTextConfig", keys: Iterable[str]) -> dict[str, str]:
+def clip_text_key_map(config: Any, keys: Iterable[str]) -> dict[str, str]:
     """Map each of the text transformer's tensor names to the one in transformers' files."""
     mapping = {}
     for key in keys:
@@ -247,7 +261,7 @@ def clip_text_key_map(config: "CLIPTextConfig", keys: Iterable[str]) -> dict[str
     return mapping
 
 
-def clip_text_upgrade(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def clip_text_upgrade(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop `position_ids` (0, 1, 2 ...) of old files; add the prefix that transformers 5 drops."""
     return {
         f"text_model.{key.removeprefix('text_model.')}": tensor
@@ -261,22 +275,22 @@ def clip_text_config_from_transformers(raw: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for settings that minisd's text transformer does not have.
     """
-    width = raw["hidden_size"]
+    width, vocab_size = (_size(name, raw[name]) for name in ("hidden_size", "vocab_size"))
     for name, value in (_CLIP_FIXED | {"intermediate_size": 4 * width}).items():
         if raw.get(name, value) != value:
             raise ValueError(f"{name}={raw[name]!r} is not supported: minisd has {value!r}")
     end = raw.get("eos_token_id", 2)
     return {
-        "vocab_size": raw["vocab_size"],
+        "vocab_size": vocab_size,
         "max_length": raw["max_position_embeddings"],
         "dim": width,
         "num_layers": raw["num_hidden_layers"],
         "num_heads": raw["num_attention_heads"],
-        "eos_token_id": raw["vocab_size"] - 1 if end == 2 else end,  # 2: an old slip, not the end
+        "eos_token_id": vocab_size - 1 if end == 2 else end,  # 2: an old slip, not the end
     }
 
 
-def clip_text_config_to_transformers(config: "CLIPTextConfig") -> dict[str, Any]:
+def clip_text_config_to_transformers(config: Any) -> dict[str, Any]:
     """Turn a CLIPTextConfig into the config.json of transformers' CLIPTextModel."""
     return _CLIP_FIXED | {
         "architectures": list(CLIP_TEXT_FORMAT.class_names),
@@ -302,12 +316,12 @@ CLIP_TEXT_FORMAT = DiffusersFormat(
 )
 
 
-def vae_key_map(config: "VAEConfig", keys: Iterable[str]) -> dict[str, str]:
+def vae_key_map(config: Any, keys: Iterable[str]) -> dict[str, str]:
     """Map each of the autoencoder's tensor names to diffusers' name for it."""
     return _key_map(keys, _vae_block_prefixes(config), words=False)
 
 
-def _vae_block_prefixes(config: "VAEConfig") -> dict[str, str]:
+def _vae_block_prefixes(config: Any) -> dict[str, str]:
     """Map the prefix of each block to diffusers' prefix; the resampling ends a level there."""
     layers, prefixes = config.layers_per_block, {}
     for half in ("encoder", "decoder"):
@@ -346,6 +360,7 @@ def vae_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError for settings that minisd's autoencoder does not have.
     """
     _refuse_unknown(raw, _VAE_READ | _VAE_IDLE, _VAE_FIXED)
+    _check_lists(raw, "block_out_channels", "down_block_types", "up_block_types")
     levels = len(raw["block_out_channels"])
     for name, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         if list(raw[f"{name}_block_types"]) != [kind] * levels:
@@ -364,7 +379,7 @@ def vae_config_from_diffusers(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def vae_config_to_diffusers(config: "VAEConfig") -> dict[str, Any]:
+def vae_config_to_diffusers(config: Any) -> dict[str, Any]:
     """Turn a VAEConfig into the config.json of diffusers' AutoencoderKL.
 
     Raises ValueError for patches of more than one pixel, which diffusers does not have.
@@ -390,7 +405,7 @@ def vae_config_to_diffusers(config: "VAEConfig") -> dict[str, Any]:
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def vae_upgrade(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def vae_upgrade(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give the attention of older files today's names; 1x1 convolutions become linear layers."""
     upgraded = {}
     for key, tensor in tensors.items():

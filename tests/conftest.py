@@ -1,5 +1,3 @@
-import minisd  # noqa: I001  first of all: it repairs torchvision before diffusers imports it
-
 import json
 import os
 import re
@@ -10,12 +8,14 @@ import pytest
 import torch
 from hypothesis import settings
 
+from minisd.book.compat import declare_torchvision_operators
+
+declare_torchvision_operators()  # before a test imports diffusers or transformers
+
 settings.register_profile("book", max_examples=20, deadline=None, derandomize=True)
 settings.load_profile("book")
 os.environ["ACCELERATE_USE_CPU"] = "true"  # bit for bit the same is a promise about CPUs
 torch.set_num_threads(1)  # the tensors here are tiny: threads only get in each other's way
-
-assert minisd
 
 
 @pytest.fixture(autouse=True)

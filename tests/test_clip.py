@@ -139,7 +139,7 @@ def test_a_text_without_an_end_is_not_pooled(text_model):
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "max_length", "dim", "num_layers", "num_heads"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "3", None])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", None, True])
 def test_a_size_must_be_a_positive_integer(field, value):
     with pytest.raises(ValueError, match=f"{field} must be a positive integer"):
         replace(TEXT, **{field: value})
@@ -151,9 +151,12 @@ def test_heads_must_share_the_width(config):
         replace(config, num_heads=3)
 
 
-@pytest.mark.parametrize("end", [-1, 50, None, "2"])
-def test_the_end_token_must_be_in_the_vocabulary(end):
-    with pytest.raises(ValueError, match="eos_token_id must be 0 to 49"):
+@pytest.mark.parametrize(
+    ("end", "allowed"),
+    [(-1, "0 to 49"), (50, "0 to 49"), (None, "an integer"), ("2", "an integer")],
+)
+def test_the_end_token_must_be_in_the_vocabulary(end, allowed):
+    with pytest.raises(ValueError, match=f"eos_token_id must be {allowed}, got {end!r}"):
         replace(TEXT, eos_token_id=end)
 
 

@@ -1,6 +1,7 @@
 """v1.5 in its true size, as far as it fits into a fast test; the rest is benchmarks/sd15.py."""
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ import minisd
 from minisd import (
     CLIPTextConfig,
     StableDiffusionPipeline,
-    UNet,
 )
 from minisd.full_size import (
     CONFIGS,
@@ -84,22 +84,48 @@ def test_the_stand_in_tokenizer_is_as_large_as_clips_and_loses_nothing():
         )
 
 
-def test_on_demand_is_the_same_network_with_one_layer_at_a_time():
-    config = TINY_SD15["unet"]
-    whole = randomise(UNet(config)).eval()
+@pytest.mark.parametrize("part", NETWORKS)
+def test_on_demand_is_the_same_network_with_one_layer_at_a_time(part):
+    """The text encoder also uses the weight of an embedding without calling that layer."""
+    kind, config = NETWORKS[part], TINY_SD15[part]
+    whole = randomise(kind(config)).eval()
     weights = whole.state_dict()
     with torch.device("meta"):
-        empty = UNet(config).eval()
-    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 24)
-    alive = []
+        empty = kind(config).eval()
+    inputs = {
+        "text_encoder": (torch.arange(7)[None],),
+        "unet": (torch.randn(1, 4, 8, 8), 5, torch.randn(1, 7, 24)),
+        "vae": (torch.rand(1, 3, 64, 64), torch.Generator().manual_seed(0)),
+    }[part]
+    alive, most = weakref.WeakSet(), []
 
     def fetch(name, shape):
         assert weights[name].shape == shape
-        alive.append(sum(not p.is_meta for p in empty.parameters()))
-        return weights[name]
+        weight = weights[name].clone()
+        alive.add(weight)
+        most.append(len(alive))
+        return weight
 
-    with torch.no_grad(), on_demand(empty, fetch):
-        assert torch.equal(empty(x, 5, context), whole(x, 5, context))
-    assert max(alive) <= 1  # the weight of a layer, when its bias is brought
-    assert all(p.is_meta for p in empty.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in empty.modules())
+    def first(result):
+        return result[0] if isinstance(result, tuple) else result
+
+    with torch.no_grad():
+        expected = first(whole(*inputs))
+        if part == "vae":
+            inputs[1].manual_seed(0)
+        with on_demand(empty, fetch):
+            assert torch.equal(first(empty(*inputs)), expected)
+    assert len(most) >= len(weights) and max(most) <= 2  # a weight and its bias
+    assert not alive and all(p.is_meta for p in empty.parameters())
+
+
+def test_on_demand_brings_what_a_module_takes_from_its_child():
+    """As nn.MultiheadAttention takes the weight of its last layer."""
+    whole = torch.nn.MultiheadAttention(8, 2).eval()
+    with torch.device("meta"):
+        empty = torch.nn.MultiheadAttention(8, 2).eval()
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        expected = whole(x, x, x)[0]
+        with on_demand(empty, lambda name, shape: whole.state_dict()[name]):
+            assert torch.allclose(empty(x, x, x)[0], expected, atol=1e-6)

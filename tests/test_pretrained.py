@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,12 @@ from helpers import randomise
 from safetensors.torch import load_file, save_file
 
 from minisd import (
+    CLIP,
     AutoencoderKL,
+    CLIPConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
     UNet,
     UNetConfig,
     VAEConfig,
@@ -26,15 +30,19 @@ from minisd.pretrained import (
     SD15,
     TERMS,
     bundled,
+    copies,
+    download_folder,
     locate,
+    locate_companion,
     preferring,
-    read_tensors,
 )
+from minisd.tensors import MAX_HEADER_BYTES, read_tensors
 
 CONFIG = UNetConfig(
     sample_size=8, channels=(8, 16), attention=(False, True), num_heads=2, norm_num_groups=4
 )
 WORDS = replace(CONFIG, context_dim=6)
+JUDGE = Classifier(ClassifierConfig(3, (8,), 4))
 
 
 @pytest.fixture
@@ -122,7 +130,8 @@ def test_loading_does_not_wake_the_compiler(tmp_path):
 
 def test_importing_minisd_is_light():
     """What only training and the command line need is imported there."""
-    code = "import sys, minisd; print([m for m in ('accelerate', 'typer') if m in sys.modules])"
+    heavy = ("accelerate", "typer", "torchvision")
+    code = f"import sys, minisd; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -169,6 +178,46 @@ def test_a_header_that_lies_is_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_tensors(path)
+
+
+def test_a_header_of_absurd_length_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as file:  # all of it is there: it would be read, and parsed
+        file.write(struct.pack("<Q", MAX_HEADER_BYTES + 1))
+        file.truncate(MAX_HEADER_BYTES + 9)
+
+    def load_file(path):
+        raise AssertionError("it was opened")
+
+    monkeypatch.setattr("minisd.tensors.load_file", load_file)
+    with pytest.raises(ValueError, match="its header would have 16,777,217 bytes"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": 1}', b"\xff\xfe", b"[" * 9999])
+def test_a_header_that_is_something_else_is_refused(tmp_path, header, dtype):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        read_tensors(path, dtype)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        read_tensors(path, dtype)
+
+
+def test_tensors_of_every_shape_and_type_are_converted(tmp_path):
+    tensors = {
+        "none": torch.zeros(0, 3), "one": torch.tensor(3.5), "half": torch.randn(5).half(),
+        "whole": torch.arange(7), "double": torch.randn(2, 3, 4).double(), "yes": torch.ones(3) > 0,
+        "brain": torch.randn(9, 1).bfloat16(),
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "a.safetensors")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        read = read_tensors(tmp_path / "a.safetensors", dtype)
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[key], t.to(dtype)) for key, t in tensors.items())
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt"])
@@ -334,7 +383,9 @@ def test_a_hub_id_downloads_only_what_is_needed(saved, monkeypatch):
         "someone/model": [
             "unet/config.json",
             "unet/model.safetensors",
+            "unet/model.safetensors.index.json",
             "unet/diffusion_pytorch_model.safetensors",
+            "unet/diffusion_pytorch_model.safetensors.index.json",
         ]
     }
 
@@ -352,7 +403,9 @@ def test_a_variant_downloads_no_other_weights(saved, monkeypatch):
     assert asked == [
         "unet/config.json",
         "unet/model.fp16.safetensors",
+        "unet/model.safetensors.index.fp16.json",
         "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
     ]
     with pytest.raises(ValueError, match="has no subfolder 'vae'"):
         UNet.from_pretrained("someone/model", subfolder="vae")
@@ -373,7 +426,7 @@ def test_no_network_for_a_hub_id_raises(no_network, monkeypatch, tmp_path):
         f"cannot download someone/model from the hub: no route to host\\. Without .* {place}, or"
     )
     with pytest.raises(ValueError, match=message):
-        locate("someone/model")
+        locate("someone/model", "", ("config.json",))
 
 
 def test_without_stable_diffusion_its_size_and_licence_are_said(no_network, monkeypatch, tmp_path):
@@ -383,7 +436,7 @@ def test_without_stable_diffusion_its_size_and_licence_are_said(no_network, monk
     for said in (SD15, "2.1 GB", "OpenRAIL-M", "https://", str(tmp_path / SD15), "its path"):
         assert said in str(caught.value)
     with pytest.raises(ValueError, match=f"is gone; its copy is {SD15}"):
-        locate("runwayml/stable-diffusion-v1-5")
+        locate("runwayml/stable-diffusion-v1-5", "", ("model_index.json",))
 
 
 def test_the_sizes_that_are_said_are_those_of_the_weights():
@@ -401,11 +454,298 @@ def test_a_copy_of_a_hub_folder_is_found_without_the_hub(no_network, monkeypatch
 
 
 def test_a_preferred_folder_is_searched_first(tmp_path):
-    (tmp_path / "digits-judge").mkdir()
+    JUDGE.save_pretrained(tmp_path / "digits-judge")
+    JUDGE.save_pretrained(tmp_path / "inner" / "digits-judge")
+    (tmp_path / "digits-ddpm").mkdir()  # holds no model
     with preferring(tmp_path):
         assert locate("digits-judge") == tmp_path / "digits-judge"
         assert locate("digits-ddpm") == CHECKPOINTS / "digits-ddpm"
+        with preferring(tmp_path / "inner"):
+            assert locate("digits-judge") == tmp_path / "inner" / "digits-judge"
+        assert locate("digits-judge") == tmp_path / "digits-judge"
     assert locate("digits-judge") == CHECKPOINTS / "digits-judge"
     with pytest.raises(RuntimeError), preferring(tmp_path):
         raise RuntimeError
     assert locate("digits-judge") == CHECKPOINTS / "digits-judge"
+
+
+def test_what_one_thread_prefers_does_not_concern_another(tmp_path):
+    for name in "ab":
+        JUDGE.save_pretrained(tmp_path / name / "digits-judge")
+    found, barrier = {}, threading.Barrier(2)
+
+    def look(name):
+        with preferring(tmp_path / name):
+            barrier.wait(timeout=30)
+            found[name] = locate("digits-judge")
+            barrier.wait(timeout=30)
+
+    with preferring(tmp_path / "a"):
+        threads = [threading.Thread(target=look, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {name: tmp_path / name / "digits-judge" for name in "ab"}
+
+
+@pytest.mark.parametrize("content", ["nothing", "pictures", "a model"])
+def test_a_folder_without_a_model_hides_no_bundled_checkpoint(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-ddpm" / "unet").mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    expected = CHECKPOINTS / "digits-ddpm"
+    if content == "pictures":
+        (tmp_path / "digits-ddpm" / "a.png").touch()
+    elif content == "a model":
+        UNet(CONFIG).save_pretrained(tmp_path / "digits-ddpm")
+        expected = tmp_path / "digits-ddpm"
+    assert locate("digits-ddpm").resolve() == expected
+    assert locate("./digits-ddpm").resolve() == tmp_path / "digits-ddpm"  # a path is a path
+    with pytest.raises(ValueError, match="own/config.json does not exist"):
+        UNet.from_pretrained("own")
+
+
+def test_without_a_home_folder_a_bundled_checkpoint_loads(monkeypatch, tmp_path):
+    """As in a container whose user has no entry, with minisd installed from its wheel."""
+    (tmp_path / "checkpoints").symlink_to(CHECKPOINTS)
+    monkeypatch.setattr("minisd.pretrained.CHECKPOINTS", tmp_path / "checkpoints")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
+    monkeypatch.setattr(
+        "pathlib.Path.expanduser", lambda path: home() if "~" in str(path) else path
+    )
+    monkeypatch.delenv("MINISD_DATA", raising=False)
+    assert UNet.from_pretrained("digits-ddpm").config == UNetConfig.MNIST
+    assert download_folder().name == "minisd" and copies() == [download_folder()]
+    with pytest.raises(ValueError, match="unknown model 'nothing'"):
+        locate("nothing")
+    with pytest.raises(ValueError, match="~/x: there is no such home folder"):
+        locate("~/x")
+
+
+def test_the_home_folder_is_expanded(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert locate("~/unet") == saved
+    UNet.from_pretrained("~/unet").save_pretrained("~/again")
+    assert (saved.parent / "again" / "config.json").is_file()
+    monkeypatch.setenv("MINISD_DATA", "~/data")
+    assert copies()[0] == saved.parent / "data"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "~no-such-user-here/x",
+        "x" * 5000,
+        "a/" + "x" * 5000,
+        "a\0b",
+        "../digits-ddpm",
+        "..a/b/..",
+    ]
+    + ["digits-ddpm/../../checkpoints/digits-ddpm", "owner/..", "a b/c", "a/b\n"],
+)
+def test_names_that_cannot_be_are_refused_in_words(name, tmp_path, monkeypatch):
+    def asked(*arguments, **settings):
+        raise ConnectionError(f"the hub was asked for {arguments}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    monkeypatch.setenv("MINISD_DATA", str(tmp_path / "data" / "deep"))
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(ValueError):
+        locate(name)
+
+
+def test_a_subfolder_lies_in_the_folder(saved):
+    JUDGE.save_pretrained(saved.parent / "other")
+    (saved / "link").symlink_to(saved.parent / "other")
+    for subfolder in ("../other", str(saved.parent / "other"), "link", "..", "/"):
+        with pytest.raises(ValueError, match="leads out of"):
+            Classifier.from_pretrained(saved, subfolder)
+
+
+# What strangers may choose: nothing.
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The hub, which has the folder that is returned under every id; what is asked is noted."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return folder, asked
+
+
+def test_without_named_files_nothing_is_downloaded(hub):
+    with pytest.raises(ValueError, match="someone/model is not on this machine"):
+        locate("someone/model")
+    assert hub[1] == []
+
+
+def test_only_whole_names_are_asked_of_the_hub(hub):
+    (hub[0] / "u*").mkdir()
+    locate("someone/model", "u*", ("config.json", "[ab]?.json"))
+    assert hub[1] == [("someone/model", ["u[*]/config.json", "u[*]/[[]ab][?].json"])]
+    with pytest.raises(ValueError, match="leads out of"):
+        locate("someone/model", "..", ("config.json",))
+
+
+@pytest.mark.parametrize(
+    "name", ["evil/anything", "../unet", "/etc", "", ".", None, ["a"], "nothing"]
+)
+def test_a_companion_is_bundled_or_lies_beside(saved, hub, name):
+    with pytest.raises(ValueError, match="must be bundled .*digits-ddpm.* or lie beside"):
+        locate_companion(name, saved)
+    assert hub[1] == []
+    assert locate_companion("digits-ddpm", saved) == CHECKPOINTS / "digits-ddpm"
+    JUDGE.save_pretrained(saved.parent / "digits-ddpm")
+    assert locate_companion("digits-ddpm", saved) == saved.parent / "digits-ddpm"
+
+
+# Weights in shards.
+
+
+def shard(folder, file, index, minus=0):
+    """Cut the weights of a folder into two shards with an index."""
+    tensors, where = load_file(folder / file), {}
+    (folder / file).unlink()
+    keys, stem = sorted(tensors), file.removesuffix(".safetensors")
+    for i, part in enumerate((keys[::2], keys[1::2]), start=1):
+        name = f"{stem}-{i:05}-of-00002.safetensors"
+        save_file({key: tensors[key] - minus for key in part}, folder / name, {"format": "pt"})
+        where |= dict.fromkeys(part, name)
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return where
+
+
+FOREIGN = "diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize("format", ["minisd", "diffusers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_in_shards_are_read(tmp_path, format, dtype):
+    model, file = randomise(UNet(WORDS)), "model" if format == "minisd" else FOREIGN
+    model.save_pretrained(tmp_path, format=format)
+    shard(tmp_path, f"{file}.safetensors", f"{file}.safetensors.index.json")
+    again = UNet.from_pretrained(tmp_path, torch_dtype=dtype)
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours.to(dtype), theirs)
+
+
+def test_a_variant_in_shards_is_read(tmp_path):
+    model = randomise(UNet(WORDS))
+    model.save_pretrained(tmp_path, format="diffusers")
+    (tmp_path / f"{FOREIGN}.fp16.safetensors").write_bytes(
+        (tmp_path / f"{FOREIGN}.safetensors").read_bytes()
+    )
+    index = f"{FOREIGN}.safetensors.index.fp16.json"  # as diffusers names it
+    shard(tmp_path, f"{FOREIGN}.fp16.safetensors", index, minus=1)
+    again = UNet.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(again.conv_in.weight, model.conv_in.weight - 1)
+    assert torch.equal(UNet.from_pretrained(tmp_path).conv_in.weight, model.conv_in.weight)
+
+
+def test_the_shards_on_the_hub_are_asked_by_name(hub):
+    folder, asked = hub
+    UNet(WORDS).save_pretrained(folder / "unet", format="diffusers")
+    index = f"{FOREIGN}.safetensors.index.json"
+    where = shard(folder / "unet", f"{FOREIGN}.safetensors", index)
+    UNet.from_pretrained("someone/model", "unet")
+    assert [name for name, _ in asked] == ["someone/model"] * 2
+    assert asked[1][1] == [f"unet/{name}" for name in sorted(set(where.values()))]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda where: {k: "../secret.safetensors" for k in where}, "in the same folder"),
+        (lambda where: {k: "/secret.safetensors" for k in where}, "in the same folder"),
+        (lambda where: {k: "pytorch_model.bin" for k in where}, "in the same folder"),
+        (lambda where: {k: 3 for k in where}, "in the same folder"),
+        (lambda where: {k: [] for k in where}, "in the same folder"),
+        (lambda where: {k: "gone.safetensors" for k in where}, "gone.safetensors does not exist"),
+        (lambda where: {}, "must have a weight_map"),
+        (lambda where: ["a"], "must have a weight_map"),
+        (lambda where: where | {"more": next(iter(where.values()))}, None),
+        (lambda where: dict(zip(where, reversed(where.values()), strict=True)), "places elsewhere"),
+        (lambda where: dict(list(where.items())[1:]), "places elsewhere"),
+    ],
+)
+def test_an_index_that_lies_is_refused(tmp_path, damage, message):
+    randomise(UNet(WORDS)).save_pretrained(tmp_path / "unet", format="diffusers")
+    save_file({"a": torch.zeros(1)}, tmp_path / "secret.safetensors")
+    index = f"{FOREIGN}.safetensors.index.json"
+    where = shard(tmp_path / "unet", f"{FOREIGN}.safetensors", index)
+    (tmp_path / "unet" / index).write_text(json.dumps({"weight_map": damage(where)}))
+    if message is None:  # a name too many, which no file has: nothing is missing
+        UNet.from_pretrained(tmp_path / "unet")
+        return
+    with pytest.raises(ValueError, match=message):
+        UNet.from_pretrained(tmp_path / "unet")
+
+
+# Configs of strangers: any value may be anything.
+
+ANYTHING = [None, True, 0, -1, 1.5, 10**9, 10**400, float("inf"), "", "ab", [], [[]], {}, {"a": 1}]
+ANYTHING += [["ab"], [None, None], [True, True], [0, 0], [10**9, 10**9], [1e9, 1e9]]
+MODELS = {
+    "UNet": (UNet(WORDS), "minisd"), "UNet2DModel": (UNet(CONFIG), "diffusers"),
+    "UNet2DConditionModel": (UNet(WORDS), "diffusers"), "Classifier": (JUDGE, "minisd"),
+    "AutoencoderKL": (
+        AutoencoderKL(VAEConfig(8, 3, 4, (8, 8), 1, 4, patch_size=1)), "diffusers"
+    ),
+    "VAE": (AutoencoderKL(VAEConfig(8, 3, 4, (8, 8), 1, 4, patch_size=1)), "minisd"),
+    "CLIPText": (CLIPTextModel(CLIPTextConfig(10, 4, 8, 1, 1, 9)), "minisd"),
+    "CLIPTextModel": (CLIPTextModel(CLIPTextConfig(10, 4, 8, 1, 1, 9)), "diffusers"),
+    "CLIP": (
+        CLIP(CLIPConfig(CLIPTextConfig(10, 4, 8, 1, 1, 9), CLIPVisionConfig(8, 4, 3, 8, 1, 1), 4)),
+        "minisd",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_whatever_a_config_says_loading_ends_in_a_model_or_in_words(kind, tmp_path):
+    """No traceback of another kind, and no hour of building layers."""
+    model, format = MODELS[kind]
+    model.save_pretrained(tmp_path, format=format)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    refused = 0
+    for name in [*raw, "_class_name", "architectures", "_", ""]:
+        for value in ANYTHING:
+            path.write_text(json.dumps(raw | {name: value}))
+            try:
+                type(model).from_pretrained(tmp_path)
+            except ValueError as error:
+                refused += 1
+                assert str(tmp_path) in str(error)
+    assert refused > 6 * len(raw)
+
+
+@pytest.mark.parametrize("key", ["block_out_channels", "down_block_types", "up_block_types"])
+@pytest.mark.parametrize("value", [320, None, {}, "abc", []])
+def test_what_must_be_a_list_is_named(key, value, tmp_path):
+    UNet(WORDS).save_pretrained(tmp_path, format="diffusers")
+    change_config(tmp_path, **{key: value})
+    with pytest.raises(ValueError, match=re.escape(f"{key} must be a list, got {value!r}")):
+        UNet.from_pretrained(tmp_path)
+
+
+def test_a_size_that_is_missing_is_named(tmp_path):
+    """diffusers' UNet2DModel may say null; its sample_size is not always known."""
+    UNet(CONFIG).save_pretrained(tmp_path, format="diffusers")
+    change_config(tmp_path, sample_size=None)
+    with pytest.raises(ValueError, match="sample_size must be a positive integer, got None"):
+        UNet.from_pretrained(tmp_path)

@@ -181,9 +181,12 @@ def test_at_least_one_prompt(tokenizer):
         tokenizer([])
 
 
-@pytest.mark.parametrize("length", [2, 0, -1, 7.5, None, True])
-def test_a_length_must_hold_a_token(length):
-    with pytest.raises(ValueError, match="at least 3"):
+@pytest.mark.parametrize(
+    ("length", "allowed"),
+    [*[(n, "at least 3") for n in (2, 0, -1)], *[(n, "an integer") for n in (7.5, None, True)]],
+)
+def test_a_length_must_hold_a_token(length, allowed):
+    with pytest.raises(ValueError, match=f"model_max_length must be {allowed}.*got {length}"):
         TokenizerConfig(model_max_length=length)
 
 

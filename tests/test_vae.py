@@ -84,7 +84,7 @@ def test_patches_keep_what_is_where():
     [
         ({"channels": ()}, "one entry per level"),
         ({"channels": (8, 10)}, "multiple of norm_num_groups.*got 10"),
-        ({"channels": (8, 0)}, "got 0"),
+        ({"channels": (8, 0)}, r"each a positive integer\), got \(8, 0\)"),
         ({"sample_size": 18}, "multiple of 4, got 18"),
         ({"patch_size": 0}, "patch_size must be a positive integer, got 0"),
         ({"latent_channels": 1.5}, "latent_channels must be a positive integer, got 1.5"),

@@ -4,20 +4,29 @@ MNIST (LeCun et al. 1998; CC BY-SA 3.0) is looked for in `$MINISD_DATA`, then in
 then downloaded. Where that fails, the 1,797 digits that come with scikit-learn stand in.
 """
 
-import hashlib
+import gzip
+import io
 import os
+import struct
 import tempfile
+import time
+import urllib.request
 import warnings
+import zlib
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minisd.compat import declare_torchvision_operators
+from minisd.files import expand, replacing
 from minisd.pretrained import download_folder
 
 MNIST_SHA256 = {
@@ -26,6 +35,14 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+MAX_BYTES = 50_000_000  # of a file, unpacked; the largest has 47,040,016
+TIMEOUT = 10  # seconds without a byte
+RETRY_SECONDS = 600  # after a failed download; every kernel of the book would try it again
+FAILED = "mnist-download-failed.txt"
 
 
 class Digits(Dataset):
@@ -57,17 +74,24 @@ def digits(split: Literal["train", "test"] = "train") -> Digits:
 
 @cache
 def mnist_root() -> Path | None:
-    """Return a folder with a complete and correct MNIST, downloading it if need be, or None."""
+    """Return a folder with a complete and correct MNIST, downloading it if need be, or None.
+
+    After a download that failed, no process tries again for RETRY_SECONDS.
+    """
     problems = []
-    for root in filter(None, (os.environ.get("MINISD_DATA"), download_folder())):
-        problem = what_is_wrong(Path(root))
+    own = os.environ.get("MINISD_DATA")
+    for root in ([expand(own)] if own else []) + [download_folder()]:
+        problem = what_is_wrong(root)
         if problem is None:
-            return Path(root)
+            return root
         problems.append(problem)
-    try:
-        return download_mnist(download_folder())
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises the other
-        problems.append(f"download: {error}")
+    problem = failed_download()
+    if problem is None:
+        try:
+            return download_mnist(download_folder())
+        except OSError as error:  # no network, or no room to write to
+            problem = remember_failure(f"download: {error}")
+    problems.append(problem)
     warnings.warn(
         "MNIST cannot be reached, so these are the 1,797 UCI digits of scikit-learn, enlarged from "
         f"8x8: expect coarser samples. ({'; '.join(problems)})",
@@ -76,44 +100,124 @@ def mnist_root() -> Path | None:
     return None
 
 
-def what_is_wrong(root: Path) -> str | None:
-    """Say which of MNIST's four files is missing or damaged under `root`; None if all are right."""
-    for name, sha256 in MNIST_SHA256.items():
-        path = root / "MNIST" / "raw" / name
-        if not path.is_file():
-            return f"{path} is missing"
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return f"{path} is damaged"
+def failed_download() -> str | None:
+    """Say which download failed less than RETRY_SECONDS ago, and how to try again at once."""
+    for marker in markers():
+        with suppress(OSError, UnicodeDecodeError):
+            age = time.time() - marker.stat().st_mtime
+            if 0 <= age < RETRY_SECONDS:
+                reason = marker.read_text(encoding="utf-8")[:1000].strip()
+                return f"{reason}, {age / 60:.0f} minutes ago; to try again now, delete {marker}"
     return None
 
 
-def download_mnist(root: Path) -> Path:
-    """Download MNIST through torchvision into `root`; it appears there complete or not at all."""
-    declare_torchvision_operators()
-    from torchvision.datasets import MNIST
+def remember_failure(reason: str) -> str:
+    """Leave a marker for `failed_download` where that is possible; return what there is to say."""
+    for marker in markers():
+        with suppress(OSError):
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(marker) as temporary:
+                temporary.write_text(reason, encoding="utf-8")
+            return (
+                f"{reason}; it is tried again after {RETRY_SECONDS // 60} minutes, "
+                f"or once {marker} is deleted"
+            )
+    return reason
 
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as temporary:
-        MNIST(temporary, download=True)
-        problem = what_is_wrong(Path(temporary))
-        if problem:
-            raise OSError(problem)
-        raw = root / "MNIST" / "raw"
-        raw.mkdir(parents=True, exist_ok=True)
+
+def markers() -> list[Path]:
+    """Return where the marker of a failed download may be: with the downloads, or in passing."""
+    places = [download_folder() / FAILED]
+    with suppress(OSError):  # not every machine has a folder for temporary files
+        places.append(Path(tempfile.gettempdir()) / FAILED)
+    return places
+
+
+def what_is_wrong(root: Path) -> str | None:
+    """Say which of MNIST's four files is missing or damaged under `root`; None if all are right."""
+    try:
         for name in MNIST_SHA256:
-            os.replace(Path(temporary) / "MNIST" / "raw" / name, raw / name)
+            read_file(root, name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read_file(root: Path, name: str) -> bytes:
+    """Return one of MNIST's files, unpacked; as `name`.gz it will do too.
+
+    Raises ValueError if it is missing, or not what its checksum says.
+    """
+    path, problem = root / "MNIST" / "raw" / name, "missing"
+    for file, opener in ((path, open), (path.with_name(f"{name}.gz"), gzip.open)):
+        if not os.path.isfile(file):
+            continue
+        try:
+            with opener(file, "rb") as stream:
+                return verified(name, stream.read(MAX_BYTES + 1))
+        except (OSError, EOFError, ValueError, zlib.error):
+            problem = "damaged"
+    raise ValueError(f"{path} is {problem}")
+
+
+def verified(name: str, content: bytes) -> bytes:
+    """Return the content of one of MNIST's files; raises ValueError if the checksum differs."""
+    if sha256(content).hexdigest() != MNIST_SHA256[name]:
+        raise ValueError(f"{name} is damaged")
+    return content
+
+
+def download_mnist(root: Path) -> Path:
+    """Download MNIST into `root`: nothing of it appears there before all of it has arrived.
+
+    Raises OSError if it cannot be downloaded or written.
+    """
+    contents = {name: download_file(name) for name in MNIST_SHA256}
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        with replacing(raw / name) as temporary:
+            temporary.write_bytes(content)
+    (root / FAILED).unlink(missing_ok=True)
     return root
 
 
-def read_mnist(root: Path, split: str) -> Digits:
-    """Read one split of a complete MNIST: the files that were verified, and no others."""
-    declare_torchvision_operators()
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+def download_file(name: str) -> bytes:
+    """Download one of MNIST's files from the first mirror that has it, and unpack it.
 
-    start = str(root / "MNIST" / "raw" / ("train" if split == "train" else "t10k"))
-    images = read_image_file(f"{start}-images-idx3-ubyte")[:, None].float() / 127.5 - 1
-    return Digits(images, read_label_file(f"{start}-labels-idx1-ubyte"), "MNIST")
+    Raises OSError that says why none of them would do.
+    """
+    problems = []
+    for mirror in MIRRORS:
+        try:
+            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT) as answer:
+                packed = io.BytesIO(answer.read(MAX_BYTES))
+            with gzip.open(packed) as stream:
+                return verified(name, stream.read(MAX_BYTES + 1))
+        except (OSError, EOFError, ValueError, HTTPException, zlib.error) as error:
+            problems.append(f"{mirror}{name}.gz: {error}")
+    raise OSError("; ".join(problems))
+
+
+def read_mnist(root: Path, split: str) -> Digits:
+    """Read one split of a complete MNIST."""
+    start = "train" if split == "train" else "t10k"
+    images = torch.from_numpy(parse_idx(read_file(root, f"{start}-images-idx3-ubyte")))
+    labels = torch.from_numpy(parse_idx(read_file(root, f"{start}-labels-idx1-ubyte")))
+    return Digits(images[:, None].float() / 127.5 - 1, labels.long(), "MNIST")
+
+
+def parse_idx(content: bytes) -> np.ndarray:
+    """Return the array of unsigned bytes in MNIST's own format.
+
+    Two zeros, 8 for unsigned bytes, the number of dimensions, each dimension in four bytes with the
+    highest first, then the numbers.
+    """
+    zero, kind, ndim = struct.unpack_from(">HBB", content)
+    if (zero, kind) != (0, 8):
+        raise ValueError(f"not an IDX file of unsigned bytes: it begins with {content[:4]!r}")
+    shape = struct.unpack_from(f">{ndim}I", content, offset=4)
+    return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
 def uci_digits(split: str) -> Digits:

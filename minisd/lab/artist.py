@@ -31,7 +31,7 @@ class Artist:
         self.pipeline, subfolder = None, ""
         index = locate(model, "", (INDEX,)) / INDEX
         if index.is_file():
-            kind = PIPELINES.get(read_json(index).get("_class_name"), StableDiffusionPipeline)
+            kind = PIPELINES.get(str(read_json(index).get("_class_name")), StableDiffusionPipeline)
             self.pipeline, subfolder = kind.from_pretrained(model), "scheduler"
             self.unet = self.pipeline.to(self.device).unet
         else:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minisd.files import read_json
-from minisd.pretrained import locate
+from minisd.pretrained import class_name, locate
 from minisd.schedulers.base import CONFIG_FILE, Scheduler, StepOutput
 from minisd.schedulers.ddim import DDIMScheduler
 from minisd.schedulers.ddpm import DDPMScheduler
@@ -41,7 +41,8 @@ __all__ = [
 
 def load_scheduler(name: str | Path, subfolder: str = "") -> Scheduler:
     """Load a scheduler of the kind that it was saved as; raises ValueError for an unknown kind."""
-    kind = read_json(locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE).get("_class_name")
+    path = locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE
+    kind = class_name(read_json(path), path)
     if kind not in SCHEDULERS:
         raise ValueError(f"{name}: unknown scheduler {kind!r}; minisd has {', '.join(SCHEDULERS)}")
     return SCHEDULERS[kind].from_pretrained(name, subfolder)

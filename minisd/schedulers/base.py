@@ -2,12 +2,13 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from minisd import schedules
+from minisd.configs import check_fields
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pretrained import locate
 from minisd.schedules import BetaSchedule, PredictionType
@@ -46,13 +47,7 @@ class Scheduler:
 
     def __post_init__(self):
         self.unused: dict[str, Any] = {}
-        for name, kind in (
-            ("prediction_type", PredictionType),
-            ("timestep_spacing", TimestepSpacing),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {known}")
+        check_fields(self, "steps_offset")
         self.betas = schedules.make_betas(
             self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end
         )

@@ -1,12 +1,16 @@
 import gzip
 import hashlib
+import http.client
+import io
 import os
 import struct
+import time
+import urllib.error
+import urllib.request
 import warnings
 
 import pytest
 import torch
-import torchvision.datasets
 
 from minisd.data import digits as module
 from minisd.data.digits import (
@@ -43,18 +47,33 @@ def tiny_mnist(monkeypatch):
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """No MNIST on this machine, and a network that fails; returns the folder for downloads."""
+    """No MNIST on this machine, and no network; returns the folder for downloads."""
     folder = tmp_path / "downloads"
     monkeypatch.delenv("MINISD_DATA", raising=False)
     monkeypatch.setattr(module, "download_folder", lambda: folder)
-
-    def no_network(*arguments, **others):
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried a mirror")
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors())
     mnist_root.cache_clear()
     yield folder
     mnist_root.cache_clear()
+
+
+class Mirrors:
+    """The network: what lies at each address, packed; by default nothing answers."""
+
+    def __init__(self, files=(), error=None):
+        self.files, self.asked = dict(files), []
+        self.error = error or urllib.error.URLError("no route to host")
+
+    def __call__(self, url, timeout):
+        assert 0 < timeout <= 60
+        self.asked.append(url)
+        base, _, name = url.rpartition("/")
+        assert f"{base}/" in module.MIRRORS and name.endswith(".gz")
+        content = self.files.get(url, self.files.get(name.removesuffix(".gz")))
+        if content is None:
+            raise self.error
+        return io.BytesIO(content if url in self.files else gzip.compress(content))
 
 
 def put(root, files):
@@ -94,7 +113,7 @@ def test_without_mnist_and_network_one_notice_and_the_uci_digits(nowhere):
         data = digits("train"), digits("test"), digits("train")
     assert len(caught) == 1
     assert [d.source for d in data] == ["UCI digits"] * 3
-    assert not nowhere.exists() or files_below(nowhere) == []
+    assert files_below(nowhere) == [module.FAILED]
 
 
 def test_unknown_splits_raise():
@@ -165,52 +184,166 @@ def test_the_real_mnist_where_it_is():
 # Downloading
 
 
-class Mirror:
-    """torchvision's MNIST, but for the network: writes the files it is given, and may fail."""
-
-    def __init__(self, files, error=None):
-        self.files, self.error = files, error
-
-    def __call__(self, root, download):
-        assert download
-        raw = os.path.join(root, "MNIST", "raw")
-        os.makedirs(raw)
-        for name, content in self.files.items():
-            for path, data in ((name, content), (name + ".gz", gzip.compress(content))):
-                with open(os.path.join(raw, path), "wb") as file:
-                    file.write(data)
-        if self.error:
-            raise self.error
-
-
 def test_a_download_arrives_whole(tiny_mnist, nowhere, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Mirror(tiny_mnist))
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(tiny_mnist))
     assert download_mnist(nowhere) == nowhere
     assert what_is_wrong(nowhere) is None
     assert files_below(nowhere) == sorted(f"MNIST/raw/{name}" for name in tiny_mnist)
+    assert (len(digits("train")), digits("test").source) == (7, "MNIST")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mirrors gone"), OSError("disk full")])
+ERRORS = [
+    urllib.error.URLError("mirrors gone"),
+    urllib.error.HTTPError("http://x", 503, "mirrors gone", None, None),
+    http.client.IncompleteRead(b"half", 5),
+    TimeoutError("mirrors gone"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_download_that_breaks_off_leaves_nothing(tiny_mnist, nowhere, monkeypatch, error):
     half = dict(list(tiny_mnist.items())[:2])
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Mirror(half, error))
-    with pytest.raises(type(error), match=str(error)):
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(half, error))
+    with pytest.raises(OSError, match="t10k-images-idx3-ubyte.gz"):
         download_mnist(nowhere)
-    assert files_below(nowhere) == [] and os.listdir(nowhere) == []
+    assert not nowhere.exists()
 
 
-def test_a_corrupt_download_leaves_nothing(tiny_mnist, nowhere, monkeypatch):
-    damaged = tiny_mnist | {"t10k-labels-idx1-ubyte": b"<html>captive portal</html>"}
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Mirror(damaged))
-    with pytest.raises(OSError, match="t10k-labels-idx1-ubyte is damaged"):
+PORTAL = b"<html>captive portal</html>"
+DAMAGED = {
+    "another content": gzip.compress(PORTAL),
+    "no gzip": PORTAL,
+    "cut short": gzip.compress(bytes(5000))[:-12],
+    "nonsense inside": gzip.compress(bytes(5000))[:10] + b"nonsense" * 9,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("packed", DAMAGED.values(), ids=DAMAGED)
+def test_a_corrupt_download_leaves_nothing(tiny_mnist, nowhere, monkeypatch, packed):
+    name = "t10k-labels-idx1-ubyte"
+    damaged = {f"{mirror}{name}.gz": packed for mirror in module.MIRRORS}
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(tiny_mnist | damaged))
+    with pytest.raises(OSError, match=f"{name}.gz: "):
         download_mnist(nowhere)
-    assert os.listdir(nowhere) == []
-    with pytest.warns(UserWarning, match="download: .*t10k-labels-idx1-ubyte is damaged"):
+    assert not nowhere.exists()
+    with pytest.warns(UserWarning, match=f"download: .*{name}.gz"):
         assert digits("test").source == "UCI digits"
+
+
+def test_the_second_mirror_stands_in_for_the_first(tiny_mnist, nowhere, monkeypatch):
+    first, second = module.MIRRORS
+    packed = {f"{first}{name}.gz": PORTAL for name in tiny_mnist}
+    mirrors = Mirrors(tiny_mnist | packed)
+    monkeypatch.setattr(urllib.request, "urlopen", mirrors)
+    download_mnist(nowhere)
+    assert what_is_wrong(nowhere) is None
+    assert mirrors.asked[:2] == [f"{m}train-images-idx3-ubyte.gz" for m in (first, second)]
+
+
+def test_a_download_is_bounded(tiny_mnist, nowhere, monkeypatch):
+    """Neither an endless answer nor a small file that unpacks to a huge one fills the memory."""
+    monkeypatch.setattr(module, "MAX_BYTES", 10_000)
+    read = []
+
+    class Endless(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def read(self, n=-1):
+            assert 0 < n <= 10_001, "unbounded"
+            read.append(n)
+            return bytes(n)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Endless())
+    with pytest.raises(OSError):
+        download_mnist(nowhere)
+    assert len(read) == len(module.MIRRORS)
+    bomb = gzip.compress(bytes(10**7))
+    assert len(bomb) < 10_000 + 1
+    unpacked = []
+    real = module.verified
+    monkeypatch.setattr(
+        module, "verified", lambda name, data: unpacked.append(len(data)) or real(name, data)
+    )
+    packed = {f"{m}{name}.gz": bomb for m in module.MIRRORS for name in tiny_mnist}
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(packed))
+    with pytest.raises(OSError, match="damaged"):
+        download_mnist(nowhere)
+    assert unpacked and max(unpacked) <= 10_001
 
 
 def test_a_download_replaces_a_damaged_copy(tiny_mnist, nowhere, monkeypatch):
     put(nowhere, tiny_mnist | {"train-labels-idx1-ubyte": b"junk"})
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Mirror(tiny_mnist))
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(tiny_mnist))
     download_mnist(nowhere)
     assert what_is_wrong(nowhere) is None
+
+
+@pytest.mark.parametrize("kept", ["", ".gz"])
+def test_packed_files_are_read_where_they_lie(tiny_mnist, nowhere, tmp_path, monkeypatch, kept):
+    """Fetched by hand from a mirror (pytorch/vision #1938); a damaged file is passed over."""
+    root = put(tmp_path / "mine", {f"{n}.gz": gzip.compress(c) for n, c in tiny_mnist.items()})
+    if not kept:
+        for name in tiny_mnist:
+            (root / "MNIST" / "raw" / name).write_bytes(b"unpacked half way")
+    before = files_below(root)
+    monkeypatch.setenv("MINISD_DATA", str(root))
+    train, test = digits("train"), digits("test")
+    assert (len(train), len(test), train.source) == (7, 3, "MNIST")
+    assert train.labels.tolist() == list(tiny_mnist["train-labels-idx1-ubyte"][8:])
+    assert files_below(root) == before
+    file = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert "t10k-images-idx3-ubyte is damaged" in what_is_wrong(root)
+
+
+def test_a_failed_download_is_not_tried_again_for_a_while(nowhere, monkeypatch):
+    """Every kernel of the book, and every process, would wait for the network."""
+    mirrors = Mirrors()
+    monkeypatch.setattr(urllib.request, "urlopen", mirrors)
+    for _ in range(3):
+        mnist_root.cache_clear()  # as a new process
+        with pytest.warns(UserWarning, match=f"no route to host.*{module.FAILED}"):
+            assert mnist_root() is None
+        assert len(mirrors.asked) == len(module.MIRRORS)
+    marker = nowhere / module.FAILED
+    old = time.time() - module.RETRY_SECONDS - 1
+    for again in (lambda: os.utime(marker, (old, old)), marker.unlink):
+        again()
+        mirrors.asked.clear()
+        mnist_root.cache_clear()
+        with pytest.warns(UserWarning, match="MNIST cannot be reached"):
+            mnist_root()
+        assert mirrors.asked
+
+
+def test_a_download_that_works_forgets_the_failed_one(tiny_mnist, nowhere, monkeypatch):
+    with pytest.warns(UserWarning):
+        mnist_root()
+    monkeypatch.setattr(urllib.request, "urlopen", Mirrors(tiny_mnist))
+    download_mnist(nowhere)
+    assert not (nowhere / module.FAILED).exists()
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_a_failed_download_never_raises(nowhere, tmp_path, monkeypatch, temporary):
+    """Where the downloads cannot be written, the marker is temporary; or there is none."""
+    nowhere.touch()  # a file in the place of the folder
+    if temporary:
+        (tmp_path / "temporary").mkdir()
+    else:
+        (tmp_path / "temporary").touch()
+    mirrors = Mirrors()
+    monkeypatch.setattr(urllib.request, "urlopen", mirrors)
+    for _ in range(2):
+        mnist_root.cache_clear()
+        with pytest.warns(UserWarning, match="no route to host"):
+            assert mnist_root() is None
+    assert len(mirrors.asked) == len(module.MIRRORS) * (1 if temporary else 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x0d\x01\0\0\0\1abcd", b"\1\0\x08\x01"])
+def test_other_formats_than_mnists_are_refused(content):
+    with pytest.raises((ValueError, struct.error)):
+        module.parse_idx(content)

@@ -1,5 +1,6 @@
 import csv
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -110,12 +111,15 @@ def test_missing_folders_and_lists(folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"file_name": "a.png", "text": "x"}\n{"file_name": ', ("line 2", "not JSON")),
-        ('{"file_name": "a.png", "text": "x"}\n\n["a.png"]', ("line 3", "not a JSON object")),
+        ('{"file_name": "a.png", "text": "x"}\n{"file_name": ', ("line 2", "not valid JSON")),
+        ('{"file_name": "a.png", "text": "x"}\n\n["a.png"]', ("line 3", "one JSON object")),
         ('{"file_name": "a.png"}', ("line 1", "text")),
         ('{"text": "x"}', ("line 1", "file_name")),
         ('{"file_name": "a.png", "text": null}', ("line 1", "text")),
         ('{"file_name": "", "text": "x"}', ("line 1", "file_name")),
+        ("[" * 10**5, ("line 1", "not valid JSON")),
+        ('{"file_name": "a.png", "text": NaN}', ("line 1", "not valid JSON")),
+        ('{"file_name": 1' + "0" * 5000 + "}", ("line 1", "not valid JSON")),
         ("", ("no pictures",)),
         ("\n \n", ("no pictures",)),
     ],
@@ -133,6 +137,9 @@ def test_broken_jsonl(folder, content, words):
         ("file_name,text\n", ("no pictures",)),
         ("file_name,text\na.png\n", ("line 2", "text")),
         ('file_name,text\na.png,"x" y\n', ("line 2",)),
+        ("file_name,text\na.png,a cat, on a mat\n", ("line 2", "in quotes")),
+        ('file_name,text\na.png,"one\ntwo"\na.png,x, y\n', ("line 4", "in quotes")),
+        ("text,file_name\na cat, on a mat,a.png\n", ("line 2", "in quotes")),
     ],
 )
 def test_broken_csv(folder, content, words):
@@ -142,7 +149,7 @@ def test_broken_csv(folder, content, words):
 
 def test_a_list_that_is_not_text(folder):
     (folder / "metadata.csv").write_bytes(b"\xff\xfe\x00")
-    raises(folder, "not UTF-8")
+    raises(folder, "metadata.csv is not valid UTF-8")
 
 
 def test_all_missing_pictures_are_named(folder):
@@ -160,3 +167,44 @@ def test_unreadable_pictures(folder, damage):
     assert data[1][0].shape == (3, 8, 8)
     with pytest.raises(ValueError, match="a.png cannot be read as a picture"):
         data[0]
+
+
+def test_a_caption_in_csv_may_hold_every_kind_of_line_end(folder):
+    captions = ["a cat, on a mat", "one\ntwo", "one\u2028two\x0bthree\x85four", '"quoted", twice']
+    write(folder, [("a.png", text) for text in captions], "csv")
+    assert ImageFolder(folder).captions == captions
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_may_be_written_in_two_ways(folder, kind, on_disk, listed):
+    """macOS takes é apart; the list may have been written elsewhere."""
+    (folder / unicodedata.normalize("NFC", "été")).mkdir()
+    halves().save(
+        folder / unicodedata.normalize("NFC", "été") / unicodedata.normalize(on_disk, "é.png")
+    )
+    write(folder, [("a.png", ""), (unicodedata.normalize(listed, "été/é.png"), "é")], kind)
+    assert ImageFolder(folder, 8)[1][0].shape == (3, 8, 8)
+
+
+def test_no_picture_outside_the_folder_is_read(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    halves().save(outside / "secret.png")
+    (folder / "link.png").symlink_to(outside / "secret.png")
+    (folder / "link").symlink_to(outside)
+    beside = f"../{outside.name}/secret.png"
+    assert (folder / beside).is_file() or folder.parent != outside.parent
+    for name in (beside, str(outside / "secret.png"), "link.png", "link/secret.png", "a\0.png"):
+        write(folder, [("a.png", ""), (name, "")])
+        raises(folder, "leads out of")
+
+
+def test_a_name_that_is_too_long_is_missing(folder):
+    write(folder, [("x" * 5000, "")])
+    raises(folder, "lacks 1 listed files")
+
+
+def test_the_home_folder_is_expanded(folder, monkeypatch):
+    write(folder, ROWS)
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(ImageFolder("~")) == 2

@@ -1,9 +1,11 @@
 """Make `import torchvision` work beside a CPU-only torch.
 
-The torchvision wheels on the package index are compiled against CUDA. Beside a CPU build of torch
-their compiled part cannot be loaded, and `import torchvision` then stops at the missing operator
-`torchvision::nms`. minisd (and diffusers and transformers) need only torchvision's Python part, so
-this module declares the two operators, without implementing them, where they are missing.
+diffusers, transformers and torchmetrics import torchvision. Its wheels on the package index are
+compiled against CUDA. Beside a CPU build of torch their compiled part cannot be loaded, and
+`import torchvision` then stops at the missing operator `torchvision::nms`. Only torchvision's
+Python part is needed, so this module declares the two operators, without implementing them, where
+they are missing. minisd itself does without torchvision: call this only where diffusers or
+transformers is imported beside it (chapters 13 and 14, parity tests, benchmarks), and before.
 """
 
 import importlib.util
@@ -32,7 +34,7 @@ def declare_torchvision_operators() -> None:
 def _compiled_part_loads() -> bool:
     """Whether torchvision's compiled operators can be loaded into this torch."""
     spec = importlib.util.find_spec("torchvision")
-    if spec is None:
+    if spec is None or spec.origin is None:
         return True  # no torchvision at all: nothing to repair
     for file in Path(spec.origin).parent.glob("_C*"):
         try:

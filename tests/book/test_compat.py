@@ -3,6 +3,11 @@ import sys
 
 import pytest
 
+REPAIR = (
+    "from minisd.book import compat; compat.declare_torchvision_operators(); "
+    "print(len(compat._libraries))"
+)
+
 
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -11,8 +16,10 @@ def python(code):
 @pytest.mark.slow
 def test_everything_imports_in_one_process():
     result = python(
-        "import minisd, torchvision, transformers, diffusers\n"
-        "from torchvision.datasets import MNIST\n"
+        "import minisd\n"
+        "from minisd.book.compat import declare_torchvision_operators\n"
+        "declare_torchvision_operators()\n"
+        "import torchvision, transformers, diffusers\n"
         "from transformers import CLIPTextModel\n"
         "from diffusers import UNet2DConditionModel, StableDiffusionPipeline\n"
         "print('all here')"
@@ -24,10 +31,11 @@ def test_everything_imports_in_one_process():
 @pytest.mark.slow
 def test_the_repair_is_made_once():
     result = python(
-        "import minisd, torch, torchvision\n"
-        "from minisd import compat\n"
-        "before = len(compat._libraries)\n"
+        "import torch\n"
+        "from minisd.book import compat\n"
         "compat.declare_torchvision_operators()\n"
+        "import torchvision\n"
+        "before = len(compat._libraries)\n"
         "compat.declare_torchvision_operators()\n"
         "assert len(compat._libraries) == before <= 1, compat._libraries\n"
         "assert hasattr(torch.ops.torchvision, 'nms')\n"
@@ -37,7 +45,7 @@ def test_the_repair_is_made_once():
 
 @pytest.mark.slow
 def test_the_repair_is_needed_where_it_is_made():
-    repaired = python("import minisd; from minisd import compat; print(len(compat._libraries))")
+    repaired = python(REPAIR)
     assert repaired.returncode == 0, repaired.stderr
     alone = python("import torchvision")
     if alone.returncode == 0:
@@ -48,12 +56,23 @@ def test_the_repair_is_needed_where_it_is_made():
 
 
 @pytest.mark.slow
-def test_without_torchvision_minisd_imports_and_repairs_nothing():
+def test_without_torchvision_nothing_is_repaired():
     result = python(
         "import sys; sys.modules['torchvision'] = None\n"
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'torchvision' else find(name, *a)\n"
-        "import minisd; from minisd import compat; print(len(compat._libraries))"
+        + REPAIR
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "0"
+
+
+@pytest.mark.slow
+def test_minisd_trains_and_draws_without_torchvision():
+    result = python(
+        "import sys; sys.modules['torchvision'] = None\n"
+        "import minisd, minisd.cli, minisd.data.digits, minisd.training, accelerate\n"
+        "from accelerate import Accelerator; Accelerator(cpu=True)\n"
+        "minisd.data.digits.uci_digits('test'); minisd.UNet.from_pretrained('digits-ddpm')\n"
+    )
+    assert result.returncode == 0, result.stderr
