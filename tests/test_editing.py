@@ -4,7 +4,7 @@ import torch
 from helpers import KINDS, randomise
 
 from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
-from minisd.editing import last_timesteps, paste, redraw, slerp
+from minisd.editing import img2img, last_timesteps, paste, slerp
 from minisd.pipeline import denoise
 
 CONFIG = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
@@ -25,7 +25,7 @@ def make(kind):
 
 def edit(unet, scheduler, strength, mask=None, steps=10):
     x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
-    *_, last = redraw(unet, scheduler, x_start, noise, steps, strength, seeded(2), None, mask)
+    *_, last = img2img(unet, scheduler, x_start, noise, steps, strength, seeded(2), None, mask)
     return x_start, last.x
 
 
@@ -41,10 +41,10 @@ def test_the_stronger_the_further(unet, kind):
 def test_it_walks_the_last_part_of_the_way(unet):
     scheduler = DDIMScheduler()
     x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
-    states = list(redraw(unet, scheduler, x_start, noise, 10, 0.3))
+    states = list(img2img(unet, scheduler, x_start, noise, 10, 0.3))
     assert [int(state.t) for state in states] == scheduler.timesteps.tolist()[-3:]
     # from nothing but noise at the first timestep it is the whole way
-    full = list(redraw(unet, scheduler, torch.zeros_like(noise), noise, 10, 1.0))
+    full = list(img2img(unet, scheduler, torch.zeros_like(noise), noise, 10, 1.0))
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[0]]
     *_, expected = denoise(unet, scheduler, noise * (1 - alpha_bar).sqrt(), 10)
     assert torch.equal(full[-1].x, expected.x)

@@ -42,6 +42,6 @@ __all__ = [
 def load_scheduler(name: str | Path, subfolder: str = "") -> Scheduler:
     """Load a scheduler of the kind that it was saved as; raises ValueError for an unknown kind."""
     kind = read_json(locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE).get("_class_name")
-    if kind not in SCHEDULERS:
+    if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise ValueError(f"{name}: unknown scheduler {kind!r}; minisd has {', '.join(SCHEDULERS)}")
     return SCHEDULERS[kind].from_pretrained(name, subfolder)
