@@ -80,7 +80,7 @@ def timestep_probabilities(alpha_bar: Tensor, mean: float, std: float) -> Tensor
     normal[signal] = (-0.5 * ((log_snr - mean) / std) ** 2).exp() * -spacing
     if not (std > 0 and normal.sum() > 0):
         raise ValueError(
-            f"no timestep has a log SNR near mean={mean} with std={std}: the timesteps' are between "
+            f"no timestep has a log SNR near mean={mean}, std={std}: they lie between "
             f"{log_snr.min():.1f} and {log_snr.max():.1f}, and std must be positive"
         )
     return ((normal / normal.sum() + 1 / len(alpha_bar)) / 2).float()

@@ -3,7 +3,13 @@ import pytest
 import torch
 from helpers import KINDS, randomise
 
-from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
+from minisd import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+    UNet,
+    UNetConfig,
+)
 from minisd.editing import img2img, last_timesteps, paste, slerp
 from minisd.pipeline import denoise
 
@@ -64,16 +70,52 @@ def test_outside_of_the_mask_nothing_changes(unet, kind):
     assert torch.equal(everywhere, unmasked)
 
 
-@pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler])
-def test_diffusers_schedulers_do_as_well(unet, kind):
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not EulerAncestralDiscreteScheduler]
+)
+@pytest.mark.parametrize("strength", [0.3, 0.7, 0.9, 1.0])
+def test_diffusers_schedulers_do_as_well(unet, kind, strength):
+    """PNDM as published: diffusers refuses to begin it midway."""
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
-    ours = make(kind)
-    theirs = getattr(diffusers, kind.__name__)(**ours.config)
-    for each in (None, mask):
-        _, a = edit(unet, make(kind), 0.7, each)
-        _, b = edit(unet, theirs, 0.7, each)
-        assert (a - b).abs().max() < 1e-5
+    for steps, karras in ((10, False), (50, "use_karras_sigmas" in kind().config)):
+        settings = make(kind).config | dict(prediction_type="sample" if karras else "epsilon")
+        settings |= dict(use_karras_sigmas=True) if karras else {}
+        theirs = getattr(diffusers, kind.__name__)(**settings)
+        for each in (None, mask):
+            ours = kind(**settings, match_diffusers=True)
+            _, a = edit(unet, ours, strength, each, steps)
+            _, b = edit(unet, theirs, strength, each, steps)
+            assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "left"),
+    [
+        (50, 0.58, 29),
+        (100, 0.29, 29),
+        (100, 0.57, 57),
+        (49, 1 / 49, 1),
+        (10, 0.39, 3),
+        (9, 0.99, 8),
+    ],
+)
+def test_a_share_is_rounded_down_but_not_for_its_binary_fraction(steps, strength, left):
+    """0.58 * 50 is 28.999999999999996 (diffusers #11092)."""
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    assert (
+        last_timesteps(scheduler, steps, strength).tolist() == scheduler.timesteps[-left:].tolist()
+    )
+
+
+@pytest.mark.parametrize("steps", range(1, 101))
+def test_every_whole_share_is_that_number_of_steps(steps):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    for left in range(1, steps + 1):
+        for strength in (left / steps, left * (1 / steps)):
+            assert len(last_timesteps(scheduler, steps, min(1.0, strength))) == left
 
 
 def test_where_the_mask_is_black_the_pixels_are_put_back(generator):
