@@ -76,7 +76,7 @@ class Scheduler:
     def __post_init__(self):
         self.unused: dict[str, Any] = {}
         for field in fields(self):
-            check_setting(field.name, getattr(self, field.name), field.type)
+            _check_setting(field.name, getattr(self, field.name), field.type)
         if self.steps_offset < 0:
             raise ValueError(f"steps_offset must not be negative, got {self.steps_offset}")
         if not self.clip_sample_range > 0:
@@ -283,7 +283,7 @@ class Scheduler:
         write_json(writable_folder(folder) / CONFIG_FILE, config)
 
 
-def check_setting(name: str, value: Any, kind: Any) -> None:
+def _check_setting(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError unless the value has this type: a bool, int, float or Literal."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
