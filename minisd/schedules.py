@@ -1,7 +1,8 @@
 """Chapter 2: noise schedules, the jump to any noise level, and what a network may predict.
 
 Throughout, `alpha_bar` is the product of (1 - beta) up to step t: the share of the signal's
-variance that is left. It is a scalar, or a tensor that broadcasts against the images.
+variance that is left. It is a scalar, or a tensor that broadcasts against the images, in float32 or
+float64: in half precision 1 - alpha_bar would be 0 where there is little noise.
 """
 
 import math
@@ -47,7 +48,12 @@ def make_betas(
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Return betas (T,) that leave no signal at the last step (Lin et al. 2024, algorithm 1)."""
+    """Return betas (T,) that leave no signal at the last step (Lin et al. 2024, algorithm 1).
+
+    Raises ValueError for a single step, whose start could not be kept.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero terminal SNR needs at least 2 training timesteps, got 1")
     root = (1 - betas).cumprod(dim=0).sqrt()  # sqrt(abar)
     first, last = root[0], root[-1]
     alpha_bar = ((root - last) * first / (first - last)) ** 2  # shift the end, keep the start
@@ -64,11 +70,19 @@ def timestep_probabilities(alpha_bar: Tensor, mean: float, std: float) -> Tensor
     """Return how often to train each timestep, (T,), given alpha-bar at each: they sum to 1.
 
     Half of the time every timestep is equally likely; in the other half log SNR is normal, so that
-    the levels around `mean` are trained more often (after Karras et al. 2022, section 5).
+    the levels around `mean` are trained more often (after Karras et al. 2022, section 5). Raises
+    ValueError unless std > 0 and some timestep is that near to `mean`.
     """
-    log_snr = signal_to_noise_ratio(alpha_bar.double()).log()
+    signal = alpha_bar > 0  # with zero terminal SNR the last log SNR is -inf: no normal draw is
+    log_snr = signal_to_noise_ratio(alpha_bar[signal].double()).log()
     (spacing,) = torch.gradient(log_snr)
-    normal = (-0.5 * ((log_snr - mean) / std) ** 2).exp() * -spacing
+    normal = torch.zeros(len(alpha_bar), dtype=torch.float64, device=alpha_bar.device)
+    normal[signal] = (-0.5 * ((log_snr - mean) / std) ** 2).exp() * -spacing
+    if not (std > 0 and normal.sum() > 0):
+        raise ValueError(
+            f"no timestep has a log SNR near mean={mean}, std={std}: they lie between "
+            f"{log_snr.min():.1f} and {log_snr.max():.1f}, and std must be positive"
+        )
     return ((normal / normal.sum() + 1 / len(alpha_bar)) / 2).float()
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
 from minisd.device import draw_noise
-from minisd.editing import paste, redraw
+from minisd.editing import img2img, paste
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import check_format, locate
@@ -230,7 +230,7 @@ class StableDiffusionPipeline:
         if mask is not None:
             mask = self.latent_mask(mask, x_start)
         noise = self.make_noise(x_start.shape, generator, latents)
-        yield from redraw(
+        yield from img2img(
             unet, self.scheduler, x_start, noise, num_inference_steps, strength, generator,
             context, mask,
         )  # fmt: skip

@@ -3,8 +3,14 @@ import pytest
 import torch
 from helpers import KINDS, randomise
 
-from minisd import DDIMScheduler, PNDMScheduler, UNet, UNetConfig
-from minisd.editing import last_timesteps, paste, redraw, slerp
+from minisd import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+    UNet,
+    UNetConfig,
+)
+from minisd.editing import img2img, last_timesteps, paste, slerp
 from minisd.pipeline import denoise
 
 CONFIG = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
@@ -25,7 +31,7 @@ def make(kind):
 
 def edit(unet, scheduler, strength, mask=None, steps=10):
     x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
-    *_, last = redraw(unet, scheduler, x_start, noise, steps, strength, seeded(2), None, mask)
+    *_, last = img2img(unet, scheduler, x_start, noise, steps, strength, seeded(2), None, mask)
     return x_start, last.x
 
 
@@ -41,10 +47,10 @@ def test_the_stronger_the_further(unet, kind):
 def test_it_walks_the_last_part_of_the_way(unet):
     scheduler = DDIMScheduler()
     x_start, noise = torch.randn(2, 1, 2, 8, 8, generator=seeded(1))
-    states = list(redraw(unet, scheduler, x_start, noise, 10, 0.3))
+    states = list(img2img(unet, scheduler, x_start, noise, 10, 0.3))
     assert [int(state.t) for state in states] == scheduler.timesteps.tolist()[-3:]
     # from nothing but noise at the first timestep it is the whole way
-    full = list(redraw(unet, scheduler, torch.zeros_like(noise), noise, 10, 1.0))
+    full = list(img2img(unet, scheduler, torch.zeros_like(noise), noise, 10, 1.0))
     alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[0]]
     *_, expected = denoise(unet, scheduler, noise * (1 - alpha_bar).sqrt(), 10)
     assert torch.equal(full[-1].x, expected.x)
@@ -64,16 +70,52 @@ def test_outside_of_the_mask_nothing_changes(unet, kind):
     assert torch.equal(everywhere, unmasked)
 
 
-@pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler])
-def test_diffusers_schedulers_do_as_well(unet, kind):
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not EulerAncestralDiscreteScheduler]
+)
+@pytest.mark.parametrize("strength", [0.3, 0.7, 0.9, 1.0])
+def test_diffusers_schedulers_do_as_well(unet, kind, strength):
+    """PNDM as published: diffusers refuses to begin it midway."""
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
-    ours = make(kind)
-    theirs = getattr(diffusers, kind.__name__)(**ours.config)
-    for each in (None, mask):
-        _, a = edit(unet, make(kind), 0.7, each)
-        _, b = edit(unet, theirs, 0.7, each)
-        assert (a - b).abs().max() < 1e-5
+    for steps, karras in ((10, False), (50, "use_karras_sigmas" in kind().config)):
+        settings = make(kind).config | dict(prediction_type="sample" if karras else "epsilon")
+        settings |= dict(use_karras_sigmas=True) if karras else {}
+        theirs = getattr(diffusers, kind.__name__)(**settings)
+        for each in (None, mask):
+            ours = kind(**settings, match_diffusers=True)
+            _, a = edit(unet, ours, strength, each, steps)
+            _, b = edit(unet, theirs, strength, each, steps)
+            assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "left"),
+    [
+        (50, 0.58, 29),
+        (100, 0.29, 29),
+        (100, 0.57, 57),
+        (49, 1 / 49, 1),
+        (10, 0.39, 3),
+        (9, 0.99, 8),
+    ],
+)
+def test_a_share_is_rounded_down_but_not_for_its_binary_fraction(steps, strength, left):
+    """0.58 * 50 is 28.999999999999996 (diffusers #11092)."""
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    assert (
+        last_timesteps(scheduler, steps, strength).tolist() == scheduler.timesteps[-left:].tolist()
+    )
+
+
+@pytest.mark.parametrize("steps", range(1, 101))
+def test_every_whole_share_is_that_number_of_steps(steps):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    for left in range(1, steps + 1):
+        for strength in (left / steps, left * (1 / steps)):
+            assert len(last_timesteps(scheduler, steps, min(1.0, strength))) == left
 
 
 def test_where_the_mask_is_black_the_pixels_are_put_back(generator):

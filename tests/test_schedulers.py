@@ -1,10 +1,15 @@
+import json
 import math
+from dataclasses import dataclass, fields
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import KINDS, SIGMA_SPACE
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import IdealDenoiser
 
 from minisd import (
     DDIMScheduler,
@@ -15,11 +20,13 @@ from minisd import (
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
+from minisd.editing import img2img, last_timesteps
 from minisd.files import read_json
 from minisd.lab.recipes import POSTCARDS_SAMPLER
 from minisd.schedulers import Scheduler, load_scheduler
+from minisd.schedulers.base import STEP_SETTINGS
 from minisd.schedulers.sigma import karras_sigmas
-from minisd.schedules import make_betas, rescale_zero_terminal_snr
+from minisd.schedules import add_noise, make_betas, rescale_zero_terminal_snr
 
 STOCHASTIC = (DDPMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler)  # DDIM: with eta
 KARRAS = (EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
@@ -43,6 +50,206 @@ def test_a_perfect_network_leads_back_to_the_picture(kind, prediction_type, gene
         prediction = scheduler.target(picture, noise, t[None].expand(2).long())
         x = scheduler.step(prediction, t, x, generator=generator).prev_sample
     assert torch.allclose(x, picture, atol=1e-3)
+
+
+# The oracle: a network that knows the data must lead every sampler, from every start, to the data.
+
+SPACINGS = ("leading", "linspace", "trailing")
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+ZERO_SNR = dict(rescale_betas_zero_snr=True)
+VARIANTS = [
+    (DDPMScheduler, dict(clip_sample=False)),
+    (DDPMScheduler, dict(clip_sample=False, variance_type="fixed_large")),
+    (DDPMScheduler, dict(clip_sample=False, steps_offset=1, **ZERO_SNR)),
+    (DDIMScheduler, dict(clip_sample=False)),
+    (DDIMScheduler, dict(clip_sample=False, steps_offset=1, set_alpha_to_one=False)),
+    (DDIMScheduler, dict(clip_sample=False, **ZERO_SNR)),
+    (PNDMScheduler, {}),
+    (PNDMScheduler, dict(skip_prk_steps=True, steps_offset=1)),
+    (PNDMScheduler, dict(skip_prk_steps=True, set_alpha_to_one=True)),
+    (EulerDiscreteScheduler, {}),
+    (EulerDiscreteScheduler, dict(use_karras_sigmas=True)),
+    (EulerDiscreteScheduler, ZERO_SNR),
+    (EulerAncestralDiscreteScheduler, {}),
+    (HeunDiscreteScheduler, {}),
+    (HeunDiscreteScheduler, dict(use_karras_sigmas=True)),
+    *(
+        (DPMSolverMultistepScheduler, dict(solver_order=order, use_karras_sigmas=karras))
+        for order in (1, 2, 3)
+        for karras in (False, True)
+    ),
+    (DPMSolverMultistepScheduler, ZERO_SNR),
+]
+each_variant = pytest.mark.parametrize(
+    ("kind", "settings"), VARIANTS, ids=lambda v: v.__name__ if isinstance(v, type) else str(v)
+)
+each_spacing = pytest.mark.parametrize("spacing", SPACINGS)
+each_prediction_type = pytest.mark.parametrize(
+    "prediction_type", ["epsilon", "sample", "v_prediction"]
+)
+
+
+def led_by_the_oracle(scheduler, data, steps, strength, **step_settings):
+    """Image to image from the first picture; return the oracle, the noise, and where it ended."""
+    if step_settings:
+        scheduler.step = partial(scheduler.step, **step_settings)
+    oracle = IdealDenoiser(data, scheduler.alphas_cumprod, scheduler.prediction_type)
+    noise = torch.randn(1, *data.shape[1:], generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    *_, last = img2img(oracle, scheduler, data[:1], noise, steps, strength, generator)
+    return oracle, noise, last.x
+
+
+def pictures(n):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def last_alpha_bar(scheduler):
+    """Below 1 (`set_alpha_to_one` is off) a little noise is meant to stay in the picture."""
+    return getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
+
+
+@each_variant
+@each_spacing
+@each_prediction_type
+def test_the_oracle_leads_from_every_start_to_the_picture(kind, settings, spacing, prediction_type):
+    """10 steps divide the 1000 of training, 7 and 24 do not."""
+    settings = SD15 | settings | dict(timestep_spacing=spacing, prediction_type=prediction_type)
+    if settings.get("rescale_betas_zero_snr") and prediction_type == "epsilon":
+        return  # at no signal the noise says nothing about the picture
+    picture = pictures(1)
+    for steps in (7, 10, 24):
+        for strength in STRENGTHS:
+            scheduler = kind(**settings)
+            oracle, noise, x = led_by_the_oracle(scheduler, picture, steps, strength)
+            expected = add_noise(picture, noise, last_alpha_bar(scheduler))
+            assert torch.allclose(x, expected, atol=1e-4), (steps, strength)
+            if kind in (DDPMScheduler, EulerAncestralDiscreteScheduler):
+                continue  # with fresh noise the next level is the right one, but not the noise
+            for x_t, t in oracle.calls:  # the network is told how noisy x is, in truth
+                expected = add_noise(picture, noise, oracle.alpha_bar(t))
+                assert torch.allclose(x_t, expected.float(), atol=1e-4), (steps, strength, t)
+
+
+@each_variant
+@each_spacing
+@each_prediction_type
+def test_the_oracle_leads_to_one_of_many_pictures(kind, settings, spacing, prediction_type):
+    """PNDM alone comes only near: its last step follows a mean of predictions, old ones too."""
+    settings = SD15 | settings | dict(timestep_spacing=spacing, prediction_type=prediction_type)
+    if settings.get("rescale_betas_zero_snr") and prediction_type == "epsilon":
+        return
+    data, steps, tolerance = pictures(5), 24, 1e-4
+    if kind is PNDMScheduler:
+        settings, steps, tolerance = settings | dict(set_alpha_to_one=True), 50, 0.03
+    if not settings.get("set_alpha_to_one", True):
+        tolerance = 0.15  # 0.03 of noise stays
+    for strength in STRENGTHS:
+        _, _, x = led_by_the_oracle(kind(**settings), data, steps, strength)
+        assert (x - data).abs().amax((1, 2, 3)).min() < tolerance, strength
+
+
+@each_spacing
+@each_prediction_type
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_fresh_noise_in_ddim_leads_to_a_picture_too(spacing, prediction_type, eta):
+    settings = SD15 | dict(timestep_spacing=spacing, prediction_type=prediction_type)
+    for n in (1, 5):
+        for strength in STRENGTHS:
+            scheduler = DDIMScheduler(**settings, clip_sample=False)
+            _, _, x = led_by_the_oracle(scheduler, pictures(n), 24, strength, eta=eta)
+            assert (x - pictures(n)).abs().amax((1, 2, 3)).min() < 1e-4, (n, strength)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "steps", "strength"),
+    [
+        (DDPMScheduler, dict(variance_type="fixed_large", timestep_spacing="trailing"), 7, 1.0),
+        (DDIMScheduler, dict(timestep_spacing="linspace"), 10, 1.0),
+        (DDIMScheduler, dict(timestep_spacing="trailing"), 7, 1.0),
+        (PNDMScheduler, dict(skip_prk_steps=True, timestep_spacing="linspace"), 10, 1.0),
+        (PNDMScheduler, dict(skip_prk_steps=True), 20, 0.5),
+        (PNDMScheduler, {}, 20, 0.5),
+        (PNDMScheduler, dict(skip_prk_steps=True, prediction_type="v_prediction"), 20, 1.0),
+        (DPMSolverMultistepScheduler, dict(use_karras_sigmas=True), 20, 1.0),
+    ],
+)
+def test_the_oracle_sees_where_diffusers_is_wrong(kind, settings, steps, strength):
+    """Without this setting each of these passes above: it is what the setting is for."""
+    config = SD15 | settings | dict(match_diffusers=True)
+    config |= {} if kind in (PNDMScheduler, DPMSolverMultistepScheduler) else {"clip_sample": False}
+    scheduler, picture = kind(**config), pictures(1)
+    oracle, noise, x = led_by_the_oracle(scheduler, picture, steps, strength)
+    apart = [(x - add_noise(picture, noise, last_alpha_bar(scheduler))).abs().max()]
+    if kind is not DDPMScheduler:
+        apart += [
+            (x_t - add_noise(picture, noise, oracle.alpha_bar(t))).abs().max()
+            for x_t, t in oracle.calls
+        ]
+    assert max(apart) > 5e-3
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("steps", [5, 20, 50])
+def test_pndm_takes_as_many_steps_as_the_strength_says(skip, steps):
+    """Begun midway there is no extra call, and its first timestep is that of the step."""
+    scheduler, evenly = PNDMScheduler(skip_prk_steps=skip), DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    evenly.set_timesteps(steps)
+    for k in range(steps):
+        timesteps = last_timesteps(scheduler, steps, (steps - k) / steps)
+        assert timesteps[0] == evenly.timesteps[k]
+        extra = 0
+        if skip:
+            extra = int(k == 0)
+        elif k < 3:
+            extra = 3 * (3 - k)
+        assert len(timesteps) == steps - k + extra
+
+
+@each_kind
+def test_sampling_may_begin_at_any_call(kind):
+    """As diffusers' image to image cuts the list; within a step of PNDM or Heun, too."""
+    picture = pictures(1)
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(1))
+    for settings in (dict(skip_prk_steps=True), {}) if kind is PNDMScheduler else ({},):
+        scheduler = kind(**SD15, **settings)
+        scheduler.set_timesteps(20)
+        for begin in range(0, len(scheduler.timesteps), kind.order):
+            scheduler.set_timesteps(20)
+            scheduler.set_begin_index(begin)
+            oracle = IdealDenoiser(picture, scheduler.alphas_cumprod)
+            x = scheduler.add_noise(picture, noise, scheduler.timesteps[begin : begin + 1])
+            for t in scheduler.timesteps[begin:]:
+                prediction = oracle(scheduler.scale_model_input(x, t), t)
+                x = scheduler.step(prediction, t, x).prev_sample
+            expected = add_noise(picture, noise, last_alpha_bar(scheduler))
+            assert torch.allclose(x, expected, atol=1e-4), begin
+
+
+@each_kind
+@pytest.mark.parametrize("begin", [-1, 50])
+def test_a_beginning_beyond_the_end_raises(kind, begin):
+    scheduler = kind(**({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=f"begin_index must be between 0 and .*, got {begin}"):
+        scheduler.set_begin_index(begin)
+
+
+@pytest.mark.parametrize("match_diffusers", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "strength"), [(60, 0.1), (100, 0.1), (150, 0.05), (200, 0.1), (200, 0.02), (400, 0.5)]
+)
+def test_karras_timesteps_may_crowd_where_sampling_begins(steps, strength, match_diffusers):
+    """Rounded as in diffusers (#5687) the last ones are equal; real numbers differ."""
+    config = SD15 | dict(use_karras_sigmas=True, match_diffusers=match_diffusers)
+    scheduler = DPMSolverMultistepScheduler(**config)
+    picture = pictures(1)
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(1))
+    network = lambda x, t, context: noise  # noqa: E731
+    *_, last = img2img(network, scheduler, picture, noise, steps, strength)
+    assert torch.allclose(last.x, picture, atol=1e-4)
+    assert (scheduler.timesteps.diff() == 0).any() == match_diffusers
 
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
@@ -171,6 +378,77 @@ def test_the_precision_of_the_images_is_kept(kind, dtype, generator):
     assert scheduler.add_noise(x, x, scheduler.timesteps[:1]).dtype == dtype
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, PNDMScheduler])
+@pytest.mark.parametrize("t", [0, 1, 10, 999])
+def test_in_half_precision_neither_noise_nor_picture_vanishes(kind, dtype, t):
+    """v1.5's first levels have a noise of 0.03: in half precision 1 - alpha_bar rounds to 0."""
+    scheduler = kind(**SD15)
+    alpha_bar = (1 - make_betas("scaled_linear", 1000, 0.00085, 0.012).double()).cumprod(0)[t]
+    zero, one = torch.zeros(1, 1, 1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+    level = torch.tensor([t])
+    for x_start, noise in ((zero, one), (one, zero)):
+        pairs = [(scheduler.add_noise(x_start, noise, level), add_noise(x_start, noise, alpha_bar))]
+        velocity = alpha_bar.sqrt() * noise.double() - (1 - alpha_bar).sqrt() * x_start.double()
+        pairs.append((scheduler.get_velocity(x_start, noise, level), velocity))
+        scheduler.prediction_type = "v_prediction"
+        pairs.append((scheduler.target(x_start, noise, level), velocity))
+        for found, expected in pairs:
+            assert found.dtype == dtype
+            expected = expected.item()
+            assert found.item() == pytest.approx(expected, rel=torch.finfo(dtype).eps)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("settings", [{}, ZERO_SNR], ids=str)
+def test_noise_is_added_in_half_precision_as_in_float32(kind, dtype, settings, generator):
+    """With zero terminal SNR sigma is 4096, and its square beyond float16."""
+    if not settings.keys() <= kind().config.keys():
+        return
+    scheduler = kind(
+        **SD15, **settings, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(10)
+    x_start, noise = (torch.randn(1, 1, 4, 4, generator=generator).to(dtype) for _ in range(2))
+    for t in scheduler.timesteps.split(1):
+        found = scheduler.add_noise(x_start, noise, t)
+        expected = scheduler.add_noise(x_start.float(), noise.float(), t).to(dtype)
+        assert found.dtype == dtype and torch.equal(found, expected)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", HALVES)
+@each_prediction_type
+def test_a_step_in_half_precision_only_rounds_its_result(kind, dtype, prediction_type, generator):
+    """Inside it computes in float32: the cosine's first step divides by 5e-5."""
+    settings = SD15 | dict(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
+    if kind not in SIGMA_SPACE + (PNDMScheduler, DPMSolverMultistepScheduler):
+        settings["clip_sample"] = False
+    half, full = kind(**settings), kind(**settings)
+    for scheduler in (half, full):
+        scheduler.set_timesteps(10)
+    for t in half.timesteps:
+        x, prediction = torch.randn(2, 1, 1, 4, 4, generator=generator).to(dtype)
+        seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+        a = half.step(prediction, t, x, generator=seeds[0])
+        b = full.step(prediction.float(), t, x.float(), generator=seeds[1])
+        for found, expected in zip(a, b, strict=True):
+            assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
+
+
+@each_kind
+def test_steps_take_what_diffusers_pipelines_pass(kind):
+    scheduler = kind()
+    scheduler.set_timesteps(10)
+    x = torch.zeros(1, 1, 2, 2)
+    out = scheduler.step(x, scheduler.timesteps[0], x, return_dict=False)
+    assert out[0] is out.prev_sample and isinstance(out, tuple)
+
+
 @each_kind
 def test_each_image_has_its_own_timestep(kind, generator):
     scheduler = kind(timestep_spacing="leading")
@@ -200,11 +478,12 @@ def test_timesteps_fall_and_stay_in_range(kind, total, share, spacing, karras):
     timesteps = scheduler.timesteps
     calls = {HeunDiscreteScheduler: 2 * steps - 1, PNDMScheduler: steps + 9}.get(kind, steps)
     assert len(timesteps) == calls
-    assert timesteps.dtype == (torch.float32 if kind in SIGMA_SPACE else torch.int64)
+    real = kind in SIGMA_SPACE or kind in KARRAS and karras
+    assert timesteps.dtype == (torch.float32 if real else torch.int64)
     assert timesteps.min() >= 0 and timesteps.max() <= total - 1
     if spacing != "leading":
         assert timesteps[0] == total - 1
-    if kind not in (HeunDiscreteScheduler, PNDMScheduler, DPMSolverMultistepScheduler):
+    if kind not in (HeunDiscreteScheduler, PNDMScheduler):
         assert (timesteps.diff() < 0).all()  # the others visit some twice
     elif kind is not PNDMScheduler:
         assert (timesteps.diff() <= 0).all()
@@ -232,6 +511,15 @@ def test_the_runge_kutta_start_needs_four_steps(steps):
 def test_wrong_numbers_of_steps_raise(kind, steps):
     with pytest.raises(ValueError, match=f"between 1 and (1000|999), got {steps}"):
         kind().set_timesteps(steps)
+
+
+@each_kind
+@pytest.mark.parametrize("steps", [True, 10.0, 10.5, "10", None])
+def test_a_number_of_steps_is_a_whole_number(kind, steps):
+    scheduler = kind(**({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
+    with pytest.raises(ValueError, match=f"must be a whole number, got {steps!r}"):
+        scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(np.int64(10))
 
 
 def test_dpm_solver_has_no_room_for_a_thousand_steps():
@@ -302,6 +590,53 @@ def test_bad_settings_raise(kind, settings, message):
         kind(**settings)
 
 
+@each_kind
+@pytest.mark.parametrize("wrong", ["x", [], {}, [1], None, True, 0.5, float("nan")], ids=str)
+def test_settings_of_the_wrong_type_raise(kind, wrong, tmp_path):
+    """In a constructor, and in a file of JSON, where the error names the file."""
+    for field in fields(kind):
+        if isinstance(wrong, bool) and field.type is bool:
+            continue
+        if wrong == 0.5 and field.type is float:
+            continue
+        with pytest.raises(ValueError, match=r"must be|unknown|need"):
+            kind(**{field.name: wrong})
+        if wrong is None:  # in a file: not set
+            continue
+        config = {"_class_name": kind.__name__, field.name: wrong}
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"scheduler_config\.json: .*(must be|unknown|need)"):
+            load_scheduler(tmp_path)
+
+
+@each_kind
+def test_whole_numbers_are_numbers(kind):
+    assert kind(beta_start=1e-4, beta_end=0.5).beta_end == 0.5
+    if "clip_sample_range" in kind().config:
+        assert kind(clip_sample_range=2).clip_sample_range == 2
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(steps_offset=-1), "steps_offset must not be negative, got -1"),
+        (dict(clip_sample_range=0.0), "clip_sample_range must be positive, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_raise(kind, settings, message):
+    if settings.keys() <= {field.name for field in fields(kind)}:
+        with pytest.raises(ValueError, match=message):
+            kind(**settings)
+
+
+@pytest.mark.parametrize("name", [[], {}, None, True, 3, "Scheduler", ["DDIMScheduler"]], ids=str)
+def test_a_class_name_that_is_none_raises(name, tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ValueError, match="unknown scheduler .* minisd has DDPMScheduler, "):
+        load_scheduler(tmp_path)
+
+
 def test_unknown_variance_type_raises():
     with pytest.raises(ValueError, match="'learned'"):
         DDPMScheduler(variance_type="learned")
@@ -362,6 +697,36 @@ def test_settings_that_only_another_kind_uses_are_kept_for_it(kind, other, tmp_p
     if kind is PNDMScheduler:
         assert not clipping.clip_sample  # kept for others, without effect here
     assert DDIMScheduler.from_config(clipping.config).clip_sample
+
+
+def test_what_others_use_is_listed():
+    """All settings that not every kind has, but for those that say what noise and network are."""
+    everywhere = set.intersection(*({field.name for field in fields(kind)} for kind in KINDS))
+    anywhere = {field.name for kind in KINDS for field in fields(kind)}
+    assert anywhere - everywhere - {"rescale_betas_zero_snr", "variance_type"} == STEP_SETTINGS
+
+
+def test_a_scheduler_of_the_reader_s_changes_nothing_for_others(tmp_path):
+    @dataclass(kw_only=True, eq=False)
+    class Own(DDIMScheduler):
+        own_setting: float = 0.0
+        trained_betas: tuple = ()
+
+    own = Own(own_setting=2.0)
+    assert Own.from_config(own.config).own_setting == 2.0
+    for name in ("own_setting", "trained_betas"):
+        with pytest.raises(ValueError, match=f"DDIMScheduler does not implement.*{name}"):
+            DDIMScheduler.from_config({name: 0.5})
+
+
+@each_kind
+@pytest.mark.parametrize("other", KINDS)
+def test_match_diffusers_survives_files_and_other_kinds(kind, other, tmp_path):
+    assert "match_diffusers" not in kind().config  # diffusers does not know it
+    kind(match_diffusers=True).save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).match_diffusers
+    assert other.from_config(load_scheduler(tmp_path).config).match_diffusers
+    assert not other.from_config(kind().config).match_diffusers
 
 
 @pytest.mark.parametrize("model", ["postcards", "postcards-maps"])
@@ -541,10 +906,10 @@ KARRAS_SD15 = SD15 | dict(use_karras_sigmas=True)
         (HeunDiscreteScheduler(**KARRAS_SD15), 2),
         (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=1), 1),
         (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=2), 2),
-        # its first two steps are of lower order, and that is what remains
-        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=3), 2),
+        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=3), 3),
+        (DPMSolverMultistepScheduler(**KARRAS_SD15, solver_order=3, match_diffusers=True), 2),
     ],
-    ids=["Euler", "Heun", "DPM-Solver++ 1", "DPM-Solver++ 2", "DPM-Solver++ 3"],
+    ids=["Euler", "Heun", "DPM-Solver++ 1", "DPM-Solver++ 2", "DPM-Solver++ 3", "diffusers' 3"],
 )
 def test_order_of_convergence_in_sigma(scheduler, expected):
     assert order(scheduler, 50, 200) == pytest.approx(expected, abs=0.15)
@@ -556,13 +921,62 @@ def test_order_of_convergence_in_sigma(scheduler, expected):
         (DDIMScheduler(**SD15, clip_sample=False), 1),
         (PNDMScheduler(**SD15), 2),
         (PNDMScheduler(**SD15, skip_prk_steps=True), 2),
-        (PNDMScheduler(**SD15, prediction_type="v_prediction"), 1),
+        (PNDMScheduler(**SD15, prediction_type="v_prediction"), 2),
+        (PNDMScheduler(**SD15, prediction_type="v_prediction", match_diffusers=True), 1),
     ],
-    ids=["DDIM", "PNDM", "PNDM without its start", "PNDM averaging v"],
+    ids=["DDIM", "PNDM", "PNDM without its start", "PNDM from v", "PNDM averaging v"],
 )
 def test_order_of_convergence_in_t(scheduler, expected):
     """Down to t = 200: below, sigma is like the root of t, and no power series in t."""
     assert order(scheduler, 50, 250, stop=200) == pytest.approx(expected, abs=0.15)
+
+
+def rk4(slope, x, start, end, steps):
+    """Solve dx/dlambda = slope(x, lambda) with the classic Runge-Kutta method."""
+    h = (end - start) / steps
+    for k in range(steps):
+        a = start + k * h
+        k1 = slope(x, a)
+        k2 = slope(x + h / 2 * k1, a + h / 2)
+        k3 = slope(x + h / 2 * k2, a + h / 2)
+        k4 = slope(x + h * k3, a + h)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(solver_order=1), 1),
+        (dict(solver_order=2), 2),
+        (dict(solver_order=3), 3),
+        (dict(solver_order=3, match_diffusers=True), 2),
+    ],
+    ids=str,
+)
+def test_order_of_dpm_solver_between_many_pictures(settings, expected):
+    """Half way along Karras' ramp, at sigma = 1.3, against a solution of many more steps."""
+    config = KARRAS_SD15 | dict(prediction_type="sample") | settings
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    errors, counts = [], (101, 201)
+    for steps in counts:
+        scheduler = DPMSolverMultistepScheduler(**config)
+        oracle = IdealDenoiser(pictures(5).double(), scheduler.alphas_cumprod)
+        scheduler.set_timesteps(steps)
+        sigmas = scheduler.sigmas[: steps // 2 + 1].tolist()
+        x = noise * sigmas[0]  # x_0 + sigma * noise, in these coordinates
+        for t, sigma, sigma_next in zip(scheduler.timesteps, sigmas, sigmas[1:], strict=False):
+            x_start = oracle.x_start(x, 1, sigma)
+            out = scheduler.step(x_start, t, x / (sigma**2 + 1) ** 0.5).prev_sample
+            x = out * (sigma_next**2 + 1) ** 0.5
+
+        def slope(x, log_sigma, oracle=oracle):
+            return x - oracle.x_start(x, 1, math.exp(log_sigma))  # dx/dsigma times sigma
+
+        ends = math.log(sigmas[0]), math.log(sigmas[-1])
+        errors.append((x - rk4(slope, noise * sigmas[0], *ends, 400)).abs().max().item())
+    order = math.log(errors[0] / errors[1]) / math.log((counts[1] - 1) / (counts[0] - 1))
+    assert order == pytest.approx(expected, abs=0.35)
 
 
 def test_orders_pay():

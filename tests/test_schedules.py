@@ -9,6 +9,7 @@ from minisd.schedules import (
     add_noise,
     get_velocity,
     make_betas,
+    rescale_zero_terminal_snr,
     signal_to_noise_ratio,
     target,
     timestep_probabilities,
@@ -114,6 +115,33 @@ def test_half_of_the_timesteps_have_a_normal_log_snr(schedule, mean, std):
     variance = (normal * (log_snr - measured_mean) ** 2).sum().item()
     assert measured_mean == pytest.approx(mean, abs=0.02)
     assert variance**0.5 == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_timestep_without_signal_has_its_uniform_share(schedule):
+    """Zero terminal SNR: the last log SNR is -inf, and all others are as without it."""
+    betas = rescale_zero_terminal_snr(make_betas(schedule))
+    alpha_bar = (1 - betas).cumprod(0)
+    assert alpha_bar[-1] == 0
+    probabilities = timestep_probabilities(alpha_bar, -1.2, 1.2).double()
+    assert probabilities.isfinite().all() and (probabilities > 0).all()
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-6)
+    assert probabilities[-1].item() == pytest.approx(1 / 2000)
+    others = timestep_probabilities(alpha_bar[:-1], -1.2, 1.2).double()
+    assert torch.allclose(probabilities[:-1] - 1 / 2000, others - 1 / 1998, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(1e4, 1.0), (-1e4, 1.0), (0.0, 0.0), (0.0, -1.0), (float("nan"), 1.0)]
+)
+def test_a_normal_that_meets_no_timestep_raises(mean, std):
+    with pytest.raises(ValueError, match="no timestep has a log SNR near mean="):
+        timestep_probabilities((1 - make_betas()).cumprod(0), mean, std)
+
+
+def test_a_single_step_cannot_lose_its_signal_and_keep_it():
+    with pytest.raises(ValueError, match="at least 2 training timesteps"):
+        rescale_zero_terminal_snr(make_betas("linear", 1))
 
 
 @given(alpha_bar=st.floats(1e-3, 1 - 1e-3), angle=st.floats(0, 2 * math.pi))

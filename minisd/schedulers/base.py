@@ -1,6 +1,9 @@
 """Chapter 4: what all schedulers share: the noise schedule and the list of timesteps to visit."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import wraps
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -24,11 +27,36 @@ class StepOutput(NamedTuple):
     pred_original_sample: Tensor
 
 
+def in_float32(step: Callable[..., StepOutput]) -> Callable[..., StepOutput]:
+    """Make a `step` compute in float32 (or float64) and return the precision of x.
+
+    It also accepts `return_dict`, which diffusers' pipelines pass: a StepOutput is a tuple, too.
+    """
+
+    @wraps(step)
+    def wrapped(
+        self: "Scheduler",
+        prediction: Tensor,
+        t: Tensor | float,
+        x: Tensor,
+        *arguments: Any,
+        return_dict: bool = True,
+        **settings: Any,
+    ) -> StepOutput:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        output = step(self, prediction.to(dtype), t, x.to(dtype), *arguments, **settings)
+        return StepOutput(*(result.to(x.dtype) for result in output))
+
+    return wrapped
+
+
 @dataclass(kw_only=True, eq=False)
 class Scheduler:
     """The noise schedule, and the timesteps that sampling visits; subclasses add `step`.
 
-    The settings have diffusers' names and defaults. Raises ValueError for a setting out of range.
+    The settings have diffusers' names and defaults, but for one: `match_diffusers` restores what
+    diffusers does where minisd does otherwise (each scheduler says where, and why). Raises
+    ValueError for a setting of the wrong type or out of range.
     """
 
     num_train_timesteps: int = 1000
@@ -41,6 +69,7 @@ class Scheduler:
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     rescale_betas_zero_snr: bool = False
+    match_diffusers: bool = False
 
     order: ClassVar[int] = 1  # network calls per step
     init_noise_sigma: ClassVar[float] = 1.0  # the standard deviation of x_T
@@ -48,6 +77,10 @@ class Scheduler:
     def __post_init__(self):
         self.unused: dict[str, Any] = {}
         check_fields(self, "steps_offset")
+        if self.steps_offset < 0:
+            raise ValueError(f"steps_offset must not be negative, got {self.steps_offset}")
+        if not self.clip_sample_range > 0:
+            raise ValueError(f"clip_sample_range must be positive, got {self.clip_sample_range}")
         self.betas = schedules.make_betas(
             self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end
         )
@@ -57,25 +90,30 @@ class Scheduler:
         self.alphas_cumprod = self.alphas.cumprod(dim=0)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.num_train_timesteps).flip(0)
+        self.upcoming: int | None = None  # where the next call stands among them, once it is known
 
     # Training: from x_0 to x_t.
 
     def alpha_bar(self, t: Tensor, like: Tensor) -> Tensor:
-        """Look up alpha-bar at t (b,), shaped (b,1,1,1) to broadcast against `like` (b,c,h,w)."""
-        alpha_bar = self.alphas_cumprod.to(like.device, like.dtype)[t]
-        return alpha_bar.reshape(-1, *[1] * (like.ndim - 1))
+        """Look up alpha-bar at t (b,), shaped (b,1,1,1) to broadcast against `like` (b,c,h,w).
+
+        It stays in float32: in half precision 1 - alpha_bar would be 0 at the first timesteps.
+        """
+        return self.alphas_cumprod.to(like.device)[t].reshape(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t for images x_start (b,c,h,w), noise of that shape and timesteps t (b,)."""
-        return schedules.add_noise(x_start, noise, self.alpha_bar(t, x_start))
+        return schedules.add_noise(x_start, noise, self.alpha_bar(t, x_start)).to(x_start.dtype)
 
     def get_velocity(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return v for images x_start (b,c,h,w), noise of that shape and timesteps t (b,)."""
-        return schedules.get_velocity(x_start, noise, self.alpha_bar(t, x_start))
+        return schedules.get_velocity(x_start, noise, self.alpha_bar(t, x_start)).to(x_start.dtype)
 
     def target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return what a network of this `prediction_type` should output at x_t, (b,c,h,w)."""
-        return schedules.target(self.prediction_type, x_start, noise, self.alpha_bar(t, x_start))
+        alpha_bar = self.alpha_bar(t, x_start)
+        target = schedules.target(self.prediction_type, x_start, noise, alpha_bar)
+        return target.to(x_start.dtype)
 
     # Sampling: from x_T to x_0.
 
@@ -89,6 +127,7 @@ class Scheduler:
         timesteps = self.spaced_timesteps(num_inference_steps)
         self.num_inference_steps = num_inference_steps
         self.timesteps = timesteps.round().long().to(device)
+        self.upcoming = None
 
     def spaced_timesteps(self, n: int, extra: int = 0) -> Tensor:
         """Return n timesteps, as real numbers, the noisiest first (Lin et al. 2024, table 2).
@@ -96,6 +135,8 @@ class Scheduler:
         They are the first n of n + `extra` that cover the training's range.
         """
         total = self.num_train_timesteps
+        if not isinstance(n, Integral) or isinstance(n, bool):
+            raise ValueError(f"num_inference_steps must be a whole number, got {n!r}")
         if not 1 <= n <= total - extra:
             raise ValueError(
                 f"num_inference_steps must be between 1 and {total - extra}, got {n} "
@@ -142,31 +183,69 @@ class Scheduler:
         return int(t)
 
     def position(self, t: Tensor | float) -> int:
-        """Return where t stands among the timesteps; of one that is visited twice, the last place.
+        """Return where t stands among the timesteps.
 
-        Raises ValueError before `set_timesteps`, or for a foreign t.
+        Of several places it is the upcoming one; if that is not known, the last, where a step
+        begins. Raises ValueError before `set_timesteps`, or for a foreign t.
         """
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps first: it chooses the timesteps to visit")
-        places = (self.timesteps == t).nonzero()
-        if not len(places):
+        places = (self.timesteps == t).nonzero().flatten().tolist()
+        if not places:
             raise ValueError(f"t={float(t):g} is not one of the timesteps that set_timesteps chose")
-        return int(places[-1])
+        return self.upcoming if self.upcoming in places else places[-1]
+
+    def next_position(self, t: Tensor | float) -> int:
+        """Return `position(t)` for a scheduler with a memory, which must not skip a timestep.
+
+        Sampling may begin anywhere. Raises ValueError if t is not the next one from there.
+        """
+        i = self.position(t)
+        if self.upcoming is None and t == self.timesteps[0]:
+            i = 0
+        elif self.upcoming not in (None, i):
+            raise ValueError(f"t={float(t):g} is out of turn: call set_timesteps to begin again")
+        self.upcoming = i + 1
+        return i
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this place of `timesteps`, as image to image does; raises ValueError beyond it.
+
+        Needed only where a timestep stands there twice. diffusers' pipelines call it.
+        """
+        if not 0 <= begin_index < len(self.timesteps):
+            raise ValueError(
+                f"begin_index must be between 0 and {len(self.timesteps) - 1}, got {begin_index}"
+            )
+        self.upcoming = begin_index
+
+    def calls_before(self, step: int) -> int:
+        """Return how many network calls the steps before this one cost (0 is the first step)."""
+        return step * self.order
+
+    def previous_timestep(self, t: int) -> int:
+        """Return the timestep after t in the visiting order; -1 stands for x_0."""
+        following = self.timesteps[self.position(t) + 1 :]
+        return int(following[0]) if len(following) else -1
 
     # Settings: read and written in diffusers' format.
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings by name, with those that came with them and only other kinds use."""
-        return self.unused | asdict(self)
+        """The settings by name, with those that came with them and only other kinds use.
+
+        `match_diffusers`, which diffusers does not know, is among them only when it is on.
+        """
+        settings = self.unused | asdict(self)
+        return {k: v for k, v in settings.items() if k != "match_diffusers" or v}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build a scheduler from settings, also from those of another kind of scheduler.
 
-        What the two share is kept, the spacing too. How only another scheduler of minisd steps has
-        no effect and stays in `config`, for the next one. Raises ValueError for a setting that this
-        kind does not implement and that is on.
+        Settings that both kinds have are taken over. One that only changes how other schedulers of
+        minisd step has no effect here, but stays in `config` for them. Raises ValueError for any
+        other setting that this kind does not implement, unless it is off.
         """
         given = {
             name: value
@@ -174,23 +253,29 @@ class Scheduler:
             if not name.startswith("_") and value is not None
         }
         own = {field.name for field in fields(cls)}
-        others = {field.name for kind in _kinds(Scheduler) for field in fields(kind)}
-        others -= {"rescale_betas_zero_snr", "variance_type"}  # what the noise and the network are
         active = {
             name: value
             for name, value in given.items()
-            if name not in own | others and value not in OFF.get(name, (False,))
+            if name not in own | STEP_SETTINGS and value not in OFF.get(name, (False,))
         }
         if active:
             raise ValueError(f"{cls.__name__} does not implement {active}")
         scheduler = cls(**{name: value for name, value in given.items() if name in own})
-        scheduler.unused = {name: given[name] for name in given if name in others - own}
+        scheduler.unused = {name: given[name] for name in given if name in STEP_SETTINGS - own}
         return scheduler
 
     @classmethod
     def from_pretrained(cls, name: str | Path, subfolder: str = "") -> Self:
-        """Load the scheduler that was saved with a model; see `minisd.pretrained.locate`."""
-        return cls.from_config(read_json(locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE))
+        """Load the scheduler that was saved with a model; see `minisd.pretrained.locate`.
+
+        Raises ValueError, with the file's name, for a setting that it cannot use.
+        """
+        file = locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE
+        config = read_json(file)
+        try:
+            return cls.from_config(config)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `scheduler_config.json`, which diffusers reads too."""
@@ -198,11 +283,17 @@ class Scheduler:
         write_json(writable_folder(folder) / CONFIG_FILE, config)
 
 
-def _kinds(kind: type[Scheduler]) -> list[type[Scheduler]]:
-    """Return this class and all that are derived from it."""
-    return [kind, *(k for child in kind.__subclasses__() for k in _kinds(child))]
-
-
+STEP_SETTINGS = frozenset(  # settings that some schedulers have, about how they step
+    (
+        "clip_sample",
+        "clip_sample_range",
+        "lower_order_final",
+        "set_alpha_to_one",
+        "skip_prk_steps",
+        "solver_order",
+        "use_karras_sigmas",
+    )
+)
 OFF = {  # foreign settings, with the values at which they change nothing; otherwise that is False
     # read only when another setting, which is refused, is switched on
     "dynamic_thresholding_ratio": (0.995,),

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from minisd.device import draw_noise
-from minisd.schedulers.base import Scheduler, StepOutput
+from minisd.schedulers.base import Scheduler, StepOutput, in_float32
 from minisd.schedules import to_noise
 
 
 @dataclass(kw_only=True, eq=False)
 class DDIMScheduler(Scheduler):
-    """Jump along the chain, with as much fresh noise as `eta` asks for (DDIM eq. 12)."""
+    """Jump along the chain, with as much fresh noise as `eta` asks for (DDIM eq. 12).
+
+    A step ends at the next timestep of the list. With `match_diffusers` it ends at t - T // n, as
+    in diffusers: with `linspace` and `trailing` that can be another noise level (#12633).
+    """
 
     set_alpha_to_one: bool = True
 
@@ -22,6 +26,7 @@ class DDIMScheduler(Scheduler):
             torch.tensor(1.0) if self.set_alpha_to_one else self.alphas_cumprod[0]
         )
 
+    @in_float32
     def step(
         self,
         prediction: Tensor,
@@ -29,16 +34,12 @@ class DDIMScheduler(Scheduler):
         x: Tensor,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
-        return_dict: bool = True,
     ) -> StepOutput:
-        """Move x (b,c,h,w) to the next noise level; eta = 0 draws no noise, eta = 1 is DDPM.
-
-        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
-        """
+        """Move x (b,c,h,w) to the next noise level; eta = 0 draws no noise, eta = 1 is DDPM."""
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 (no noise) and 1 (DDPM's), got {eta}")
         t = self.check_step(t)
-        prev_t = t - self.num_train_timesteps // self.num_inference_steps
+        prev_t = self.previous_timestep(t)
         alpha_bar = self.alphas_cumprod[t]
         alpha_bar_prev = self.alphas_cumprod[prev_t] if prev_t >= 0 else self.final_alpha_cumprod
 
@@ -53,3 +54,9 @@ class DDIMScheduler(Scheduler):
             noise = draw_noise(x.shape, generator, x.device, x.dtype)
             x_prev = x_prev + std * noise
         return StepOutput(x_prev, x_start)
+
+    def previous_timestep(self, t: int) -> int:
+        """Return the timestep at which the step from t ends; a negative one stands for x_0."""
+        if self.match_diffusers and self.num_inference_steps:
+            return t - self.num_train_timesteps // self.num_inference_steps
+        return super().previous_timestep(t)

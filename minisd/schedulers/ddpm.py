@@ -7,34 +7,28 @@ import torch
 from torch import Tensor
 
 from minisd.device import draw_noise
-from minisd.schedulers.base import Scheduler, StepOutput
+from minisd.schedulers.base import Scheduler, StepOutput, in_float32
 
 
 @dataclass(kw_only=True, eq=False)
 class DDPMScheduler(Scheduler):
-    """Walk the chain backwards, one Gaussian step at a time (Ho et al. 2020, algorithm 2)."""
+    """Walk the chain backwards, one Gaussian step at a time (Ho et al. 2020, algorithm 2).
+
+    The last step draws no noise. With `match_diffusers` only a step from t = 0 draws none, so that
+    with `fixed_large` noise is left in the images where the last timestep is another.
+    """
 
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.variance_type not in ("fixed_small", "fixed_large"):
-            raise ValueError(
-                f"variance_type must be 'fixed_small' or 'fixed_large', got {self.variance_type!r}"
-            )
-
+    @in_float32
     def step(
         self,
         prediction: Tensor,
         t: Tensor | int,
         x: Tensor,
         generator: torch.Generator | None = None,
-        return_dict: bool = True,
     ) -> StepOutput:
-        """Draw x_{t-1} from p(x_{t-1} | x_t), given the network's prediction at x (b,c,h,w).
-
-        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
-        """
+        """Draw x_{t-1} from p(x_{t-1} | x_t), given the network's prediction at x (b,c,h,w)."""
         t = self.check_step(t)
         prev_t = self.previous_timestep(t)
         alpha_bar = self.alphas_cumprod[t]
@@ -47,15 +41,10 @@ class DDPMScheduler(Scheduler):
             alpha_bar_prev.sqrt() * beta / (1 - alpha_bar) * x_start
             + alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar) * x
         )
-        if t == 0:
+        if t == 0 or prev_t < 0 and not self.match_diffusers:
             return StepOutput(mean, x_start)
         variance = beta
         if self.variance_type == "fixed_small":
             variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # DDPM eq. 7
         noise = draw_noise(x.shape, generator, x.device, x.dtype)
         return StepOutput(mean + variance.clamp(min=1e-20).sqrt() * noise, x_start)
-
-    def previous_timestep(self, t: int) -> int:
-        """Return the timestep after t in the visiting order; -1 stands for x_0."""
-        following = self.timesteps[self.position(t) + 1 :]
-        return int(following[0]) if len(following) else -1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minisd.device import draw_noise
-from minisd.schedulers.base import StepOutput
+from minisd.schedulers.base import StepOutput, in_float32
 from minisd.schedulers.sigma import SigmaScheduler
 
 
@@ -30,20 +30,17 @@ class EulerDiscreteScheduler(SigmaScheduler):
 
     def add_noise(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x for images x_start (b,c,h,w), noise of that shape and chosen t (b,)."""
-        return x_start + self.sigma_at(t, x_start) * noise
+        return (x_start + self.sigma_at(t, x_start) * noise).to(x_start.dtype)
 
+    @in_float32
     def step(
         self,
         prediction: Tensor,
         t: Tensor | float,
         x: Tensor,
         generator: torch.Generator | None = None,
-        return_dict: bool = True,
     ) -> StepOutput:
-        """Move x (b,c,h,w) to the next sigma; nothing is drawn from `generator`.
-
-        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
-        """
+        """Move x (b,c,h,w) to the next sigma; nothing is drawn from `generator`."""
         i = self.position(t)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
         slope, x_start = self.slope_at(sigma, prediction, x)
@@ -61,18 +58,15 @@ class EulerAncestralDiscreteScheduler(EulerDiscreteScheduler):
 
     use_karras_sigmas: ClassVar[bool] = False  # no setting here, as in diffusers
 
+    @in_float32
     def step(
         self,
         prediction: Tensor,
         t: Tensor | float,
         x: Tensor,
         generator: torch.Generator | None = None,
-        return_dict: bool = True,
     ) -> StepOutput:
-        """Draw x (b,c,h,w) at the next sigma: its variance is that of DDPM's posterior (eq. 7).
-
-        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
-        """
+        """Draw x (b,c,h,w) at the next sigma: its variance is that of DDPM's posterior (eq. 7)."""
         i = self.position(t)
         sigma, sigma_next = self.sigmas[i : i + 2].tolist()
         sigma_down = sigma_next**2 / sigma

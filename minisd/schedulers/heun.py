@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from minisd.schedulers.base import StepOutput
+from minisd.schedulers.base import StepOutput, in_float32
 from minisd.schedulers.euler import EulerDiscreteScheduler
 
 
@@ -37,18 +37,15 @@ class HeunDiscreteScheduler(EulerDiscreteScheduler):
         self.timesteps = torch.cat([t[:1], t[1:].repeat_interleave(2)])
         self.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
 
+    @in_float32
     def step(
         self,
         prediction: Tensor,
         t: Tensor | float,
         x: Tensor,
         generator: torch.Generator | None = None,
-        return_dict: bool = True,
     ) -> StepOutput:
-        """Move x (b,c,h,w) to the next sigma, or correct the last move; nothing is drawn.
-
-        `return_dict` is there for diffusers' pipelines; the result serves as a tuple as it is.
-        """
+        """Move x (b,c,h,w) to the next sigma, or correct the last move; nothing is drawn."""
         i = self.next_position(t)
         sigma = self.sigmas[i].item()
         slope, x_start = self.slope_at(sigma, prediction, x)

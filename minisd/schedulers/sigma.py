@@ -32,7 +32,6 @@ class SigmaScheduler(Scheduler):
             self.alphas_cumprod[-1] = 2**-24  # diffusers' value: at 0, sigma would be infinite
         self.train_sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().numpy()
         self.sigmas = torch.tensor([*self.train_sigmas[::-1], 0.0])
-        self.upcoming: int | None = None
 
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None
@@ -61,27 +60,14 @@ class SigmaScheduler(Scheduler):
         return np.interp(np.log(sigmas), np.log(self.train_sigmas), steps)
 
     def sigma_at(self, t: Tensor, like: Tensor) -> Tensor:
-        """Look up sigma at timesteps t (b,), shaped to broadcast against `like` (b,c,h,w)."""
+        """Look up sigma (float32) at timesteps t (b,), shaped to broadcast against `like`."""
         sigmas = self.sigmas[[self.position(each) for each in t.reshape(-1).tolist()]]
-        return sigmas.to(like).reshape(-1, *[1] * (like.ndim - 1))
+        return sigmas.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
     def x_start_at(self, sigma: float, prediction: Tensor, x_t: Tensor) -> Tensor:
         """Return the estimate of x_0 from a prediction at x_t = sqrt(abar) x, all (b,c,h,w)."""
         alpha_bar = torch.tensor(1 / (sigma**2 + 1), dtype=torch.float64)
         return self.predict_x_start(prediction, x_t, alpha_bar)
-
-    def next_position(self, t: Tensor | float) -> int:
-        """Return `position(t)` for a scheduler with a memory, which must not skip a timestep.
-
-        A walk may begin anywhere. Raises ValueError if t is not the next one on it.
-        """
-        i = self.upcoming
-        if i is None:
-            i = self.position(t) if t != self.timesteps[0] else 0
-        if i == len(self.timesteps) or t != self.timesteps[i]:
-            raise ValueError(f"t={float(t):g} is out of turn: call set_timesteps for a new walk")
-        self.upcoming = i + 1
-        return i
 
 
 def karras_sigmas(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> np.ndarray:

@@ -1,10 +1,15 @@
-"""minisd's schedulers and diffusers' walk the same way, step by step."""
+"""minisd's schedulers and diffusers' walk the same way, step by step.
+
+Where they differ diffusers is wrong, as the oracle of tests/test_schedulers.py shows: ours are
+compared with `match_diffusers`, and without it where nothing is wrong.
+"""
 
 import inspect
 import logging
 import warnings
 from dataclasses import fields
 from fractions import Fraction
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -14,6 +19,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, UNet2DConditionModel, UNet2DMo
 from helpers import KINDS, SIGMA_SPACE, randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from oracle import IdealDenoiser
 
 from minisd import (
     DDIMScheduler,
@@ -27,6 +33,7 @@ from minisd import (
     UNetConfig,
 )
 from minisd.pipeline import denoise, sample
+from minisd.schedules import add_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' own
 TOLERANCE = 1e-5  # largest difference, float32: absolute, but see `compare`
@@ -40,6 +47,7 @@ SD15 = dict(
     clip_sample=False,
     steps_offset=1,
 )
+SD15_NOISE = {name: value for name, value in SD15.items() if name != "clip_sample"}
 SCHEDULES = {
     "DDPM paper": {},
     "linear, not clipped": dict(clip_sample=False),
@@ -77,15 +85,23 @@ class StandIn:
 
 
 def compare(
-    kind, config, steps, seed=0, fault=None, change=None, theirs=None, largest=3, **step_settings
+    kind,
+    config,
+    steps,
+    seed=0,
+    fault=None,
+    change=None,
+    largest=3,
+    match=True,
+    **step_settings,
 ):
     """Walk both schedulers from one noise; return the largest difference anywhere on the way.
 
     The values of Euler, Euler ancestral and Heun, x_0 + sigma * noise, begin at sigma, which is of
     the order of 100: there, and only there, the difference is relative to max(1, largest |x|).
-    A `fault` is planted in ours; a `change` is made to both.
+    A `fault` is planted in ours; a `change` is made to both. `match` is for `match_diffusers`.
     """
-    ours, theirs = kind(**config), theirs or THEIRS[kind](**config)
+    ours, theirs = kind(**config, match_diffusers=match), THEIRS[kind](**config)
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(steps)
         if change:
@@ -224,6 +240,22 @@ def test_the_others_walk_as_diffusers(kind, spacing):
     assert seen >= 12
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_being_told_they_walk_as_diffusers_where_it_is_right(kind):
+    for config, steps in combinations(kind) if kind in VARIANTS else [({}, 5), ({}, 20), ({}, 50)]:
+        wrong = (
+            kind is DPMSolverMultistepScheduler
+            and (config["use_karras_sigmas"] or config["solver_order"] == 3)
+            or kind is PNDMScheduler
+            and config["prediction_type"] == "v_prediction"
+        )
+        if not wrong:
+            config = config | dict(timestep_spacing="leading")
+            found = compare(kind, config, steps, match=False)
+            limit = 1e-4 if kind in VARIANTS and rounding_grows(kind, config, steps) else TOLERANCE
+            assert found <= limit, (config, steps)
+
+
 @pytest.mark.parametrize(
     "kind", [PNDMScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler]
 )
@@ -280,7 +312,7 @@ def any_settings(draw):
 
 def same_timesteps(kind, config, steps):
     """False in the rare cases that `test_the_timesteps_are_the_same_but_for_ties` looks at."""
-    ours, theirs = kind(**config), THEIRS[kind](**config)
+    ours, theirs = kind(**config, match_diffusers=True), THEIRS[kind](**config)
     ours.set_timesteps(steps)
     theirs.set_timesteps(steps)
     if len(ours.timesteps) != len(theirs.timesteps):
@@ -366,7 +398,7 @@ def test_a_single_step_starts_at_the_noisiest_timestep():
 def test_noise_is_added_as_in_diffusers(kind, spacing, karras, generator):
     """Where image-to-image begins: at any of the timesteps that were chosen."""
     config = of(kind, SD15 | dict(timestep_spacing=spacing, use_karras_sigmas=karras))
-    ours, theirs = kind(**config), THEIRS[kind](**config)
+    ours, theirs = kind(**config, match_diffusers=True), THEIRS[kind](**config)
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(10)
     count = len(ours.timesteps)
@@ -401,19 +433,14 @@ def shift_timesteps(scheduler):
 
 
 def stride_too_long(scheduler):
-    """DDIM finds the next timestep by its stride, DDPM by its list: both go too far."""
-    scheduler.num_inference_steps = 19  # of 20
-    if hasattr(scheduler, "previous_timestep"):
-        right = scheduler.previous_timestep
-        scheduler.previous_timestep = lambda t: max(-1, right(t) - 1)
+    right = scheduler.previous_timestep
+    scheduler.previous_timestep = lambda t: max(-1, right(t) - 1)
 
 
 def stop_one_early(scheduler):
     """The last step ends at the first noise level and not at the image."""
-    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    if hasattr(scheduler, "previous_timestep"):
-        right = scheduler.previous_timestep
-        scheduler.previous_timestep = lambda t: max(0, right(t))
+    right = scheduler.previous_timestep
+    scheduler.previous_timestep = lambda t: max(0, right(t))
 
 
 def other_variance(scheduler):
@@ -740,12 +767,14 @@ def text_pipeline():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ours_run_inside_the_stable_diffusion_pipeline(kind, text_pipeline):
+@pytest.mark.parametrize("match", [False, True])
+def test_ours_run_inside_the_stable_diffusion_pipeline(kind, match, text_pipeline):
     config = of(kind, SD15 | dict(set_alpha_to_one=False, skip_prk_steps=True))
     generator = torch.Generator().manual_seed(1)
     prompt, negative = (torch.randn(1, 5, 8, generator=generator) for _ in range(2))
+    config["timestep_spacing"] = "trailing" if match else "leading"  # the one diffusers gets right
     latents = []
-    for scheduler in (kind(**config), THEIRS[kind](**config)):
+    for scheduler in (kind(**config, match_diffusers=match), THEIRS[kind](**config)):
         text_pipeline.scheduler = scheduler
         out = text_pipeline(
             prompt_embeds=prompt,
@@ -759,6 +788,89 @@ def test_ours_run_inside_the_stable_diffusion_pipeline(kind, text_pipeline):
     assert latents[0].isfinite().all() and latents[0].std() > 0.1
     scale = max(1.0, latents[1].abs().max().item())
     assert (latents[0] - latents[1]).abs().max() <= TOLERANCE * scale
+
+
+class OracleUNet(torch.nn.Module):
+    """The oracle, called as diffusers' pipelines call a U-Net."""
+
+    config = SimpleNamespace(in_channels=4, sample_size=8, time_cond_proj_dim=None)
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, oracle):
+        super().__init__()
+        self.oracle = oracle
+
+    def forward(self, x, t, **others):
+        return (self.oracle(x, t),)
+
+
+def image_to_image(scheduler, picture, strength, steps=20):
+    """diffusers' own image to image from a picture that is its own latents, by the oracle."""
+    oracle = IdealDenoiser(picture, scheduler.alphas_cumprod, scheduler.config["prediction_type"])
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(
+        *(None, None, None),
+        unet=OracleUNet(oracle),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        image=picture,
+        strength=strength,
+        prompt_embeds=torch.zeros(1, 5, 8),
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strength", [0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 1.0])
+def test_ours_run_inside_image_to_image_and_find_the_picture(kind, strength):
+    """0.95 of 20 steps cuts PNDM's list between the two calls of one timestep."""
+    picture = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(5))
+    variants = [
+        v for v in VARIANTS.get(kind, [dict(clip_sample=False)]) if not v.get("clip_sample")
+    ]
+    for variant in variants:
+        for spacing in SPACINGS:
+            scheduler = kind(**SD15_NOISE, timestep_spacing=spacing, **variant)
+            found = image_to_image(scheduler, picture, strength)
+            end = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
+            expected = add_noise(picture, noise, end)
+            assert (found - expected).abs().max() < 1e-4, (variant, spacing)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k is not EulerAncestralDiscreteScheduler])
+@pytest.mark.parametrize("strength", [0.3, 0.95])
+def test_told_to_match_ours_err_inside_image_to_image_as_diffusers(kind, strength):
+    picture = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    variants = [
+        v for v in VARIANTS.get(kind, [dict(clip_sample=False)]) if not v.get("clip_sample")
+    ]
+    for variant in variants:
+        if kind is PNDMScheduler and strength < 1 and not variant["skip_prk_steps"]:
+            continue  # diffusers raises
+        for spacing in SPACINGS:
+            for steps in (20, 60) if variant.get("use_karras_sigmas") else (20,):
+                config = SD15_NOISE | dict(timestep_spacing=spacing) | variant
+                ours = kind(**config, match_diffusers=True)
+                a = image_to_image(ours, picture, strength, steps)
+                b = image_to_image(THEIRS[kind](**config), picture, strength, steps)
+                assert (a - b).abs().max() < TOLERANCE * max(1, b.abs().max()), (config, steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_reads_a_file_that_says_to_match_it(kind, tmp_path):
+    kind(match_diffusers=True).save_pretrained(tmp_path)
+    theirs = THEIRS[kind].from_pretrained(tmp_path)
+    assert kind().config.items() <= theirs.config.items()
+    theirs.set_timesteps(10)
+    assert kind.from_config(theirs.config).match_diffusers  # kept on the way through
 
 
 @pytest.mark.parametrize("kind", KINDS)
