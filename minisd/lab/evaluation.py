@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minisd.classifier import (
     Classifier,
@@ -26,7 +25,7 @@ from minisd.clip import CLIP
 from minisd.data.digits import digits
 from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
-from minisd.device import best_device, device_name
+from minisd.device import best_device, device_name, seeded
 from minisd.intervals import Accuracy, bootstrap_interval
 from minisd.lab.artist import Artist
 from minisd.maps import MapPipeline
@@ -44,6 +43,7 @@ from minisd.metrics import (
     ssim,
     zero_shot,
 )
+from minisd.progress import progress
 from minisd.schedulers.base import CONFIG_FILE
 from minisd.stable_diffusion import INDEX
 from minisd.tokenizer import Tokenizer
@@ -90,10 +90,10 @@ def draw(
 ) -> Drawn:
     """Let the model in `folder` draw, one picture for each prompt, and each map (n,h,w) if any."""
     artist = Artist(str(folder), settings.sampler, best_device())
-    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    generator = seeded(settings.seed)
     n = settings.n if prompts is None else len(prompts)
     batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance, maps=maps)
-    images = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
+    images = torch.cat(list(progress(batches, unit="batch", delay=1)))
     how = f"seed {settings.seed}, {settings.steps} steps of {artist.sampler}"
     if prompts is not None:
         how += f", guidance {settings.guidance:g}"
@@ -113,7 +113,7 @@ def speed(folder: Path, settings: EvaluationSettings) -> Scores:
         return {}
     artist = Artist(str(folder), settings.sampler, best_device())
     prompts = None if artist.example is None else [artist.example]
-    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    generator = seeded(settings.seed)
     times = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()

@@ -84,7 +84,7 @@ def words(tmp_path_factory):
 def maps(tmp_path_factory):
     """A folder with a tiny pipeline that also reads maps, which has learned nothing."""
     folder = tmp_path_factory.mktemp("models") / "maps"
-    tiny_pipeline(MapPipeline, beside=64).save_pretrained(folder)
+    tiny_pipeline(MapPipeline, extra_channels=64).save_pretrained(folder)
     return folder
 
 
