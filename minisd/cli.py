@@ -54,13 +54,22 @@ def expanded(text: str) -> Path:
         raise typer.BadParameter(f"{text}: {error}") from None
 
 
+def whole_seed(text: str | int) -> int:
+    """Read a seed; the message for any other text says which seeds there are."""
+    try:
+        device.seeded(int(text))
+    except ValueError:
+        allowed = f"a whole number between 0 and {device.MAX_SEED}"
+        raise typer.BadParameter(f"the seed must be {allowed}, got {text}") from None
+    return int(text)
+
+
+SEED: dict[str, Any] = {"parser": whole_seed, "metavar": "INTEGER"}
 PATH: dict[str, Any] = {"parser": expanded, "metavar": "PATH"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # the kinds of files that can be written
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundled checkpoint, a folder or a hub id.")]
-SeedOption = Annotated[
-    int, typer.Option(min=0, max=device.MAX_SEED, help="The same seed gives the same result.")
-]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.", **SEED)]
 StepsOption = Annotated[
     int, typer.Option(min=1, help="Steps per image: one network call each, two for heun.")
 ]
@@ -79,9 +88,7 @@ def train(
         Path | None, typer.Option(help="Folder; runs/RECIPE by default.", **PATH)
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Other than the recipe's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=device.MAX_SEED, help="Other than the recipe's.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Other than the recipe's.", **SEED)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
