@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,13 @@ def test_what_is_no_map_for_it(pipe, semantic_map, message):
 def test_a_network_without_room_for_a_map(extra_channels):
     with pytest.raises(ValueError, match=rf"4 \+ k x 16 input channels.* has {4 + extra_channels}"):
         tiny_pipeline(MapPipeline, extra_channels)
+
+
+@pytest.mark.parametrize("base", ["owner/model", "../elsewhere", "/etc", "~", "", 7, ["postcards"]])
+def test_a_folder_does_not_choose_a_download(tmp_path, monkeypatch, base):
+    """Whoever loads a folder that a stranger has made fetches nothing that it names."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    index = {"_class_name": "MapPipeline", "base_model": base}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="base_model of .* must be a bundled model, got"):
+        MapPipeline.from_pretrained(tmp_path)

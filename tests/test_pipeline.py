@@ -85,17 +85,22 @@ def test_a_network_that_needs_words_says_so():
 
 def test_a_generator_of_the_cpu_serves_every_device(unet, monkeypatch):
     """One seed, one noise: it is drawn on the CPU and brought to the network."""
-    seen = []
+    seen, drawn, randn = [], [], torch.randn
+
+    def watched(*arguments, device, **settings):
+        drawn.append(torch.device(device).type)
+        return randn(*arguments, device=device, **settings)
 
     def keep(unet, scheduler, x, *_):
         seen.append(x.device.type)
         yield DenoisingState(torch.tensor(0), x, None)
 
     monkeypatch.setattr("minisd.pipeline.denoise", keep)
+    monkeypatch.setattr(torch, "randn", watched)
     list(sample(unet.to("meta"), DDIMScheduler(), 2, 2, seeded(3)))
-    assert seen == ["meta"]
+    assert seen == ["meta"] and drawn == ["cpu"]
     (x,) = sample(unet.to_empty(device="cpu"), DDIMScheduler(), 2, 2, seeded(3))
-    assert torch.equal(x, torch.randn(2, 2, 8, 8, generator=seeded(3)))
+    assert torch.equal(x, randn(2, 2, 8, 8, generator=seeded(3)))
 
 
 # ---- Guidance ----------------------------------------------------------------------------------
