@@ -11,7 +11,7 @@ The package of the book. Where the code of each chapter lives:
     7  CLIP                      clip, losses, data.postcards
     8  Guidance                  conditioning, pipeline
     9  The autoencoder           vae, losses, optim
-    10 Latent diffusion          conditioning, stable_diffusion, attention_maps
+    10 Latent diffusion          conditioning, request, stable_diffusion, attention_maps
     11 More than text            editing, maps
     12 Measuring                 classifier, metrics, intervals
     13 Growing up                pretrained, weights, files, full_size

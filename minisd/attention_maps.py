@@ -1,4 +1,4 @@
-"""Chapter 10: which word each place of the picture looks at."""
+"""Chapter 10: attention maps: how much each place of the picture attends to each word."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from minisd.layers import Attention, TransformerBlock
 def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(head_dim)) of x (b,n,dim) and context (b,m,d): (b,heads,n,m).
 
-    The same numbers that `Attention` uses and, to save memory, never shows.
+    `Attention` uses the same numbers, but never holds them in memory.
     """
     q, k = (
         rearrange(tokens, "b n (h d) -> b h n d", h=attention.num_heads)
@@ -26,10 +26,10 @@ def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tenso
 
 @contextmanager
 def record_attention(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect, while the block runs, where the U-Net looks in its context.
+    """Collect the cross-attention weights of a U-Net while the `with` block runs.
 
-    Each cross-attention adds its weights (b,h,w,m), the mean over its heads, at every call. The
-    pictures are taken to be square.
+    At every call each cross-attention adds the mean of its weights over the heads, (b,h,w,m). The
+    pictures must be square.
     """
     maps: list[Tensor] = []
 

@@ -1,20 +1,23 @@
 """The command `minisd`: train, generate, evaluate, info."""
 
+import os
 import sys
 import warnings
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from tqdm import tqdm
+from torch import Tensor
 
+from minisd import device
+from minisd.progress import progress
 from minisd.schedulers import SAMPLERS
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from minisd.lab.artist import Artist
 
 app = typer.Typer(
     add_completion=False,
@@ -35,8 +38,38 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Dtype(StrEnum):
+    """What the networks compute in while drawing."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def expanded(text: str) -> Path:
+    """Read a path, in which "~" is the home folder also where no shell has said so."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise typer.BadParameter(f"{text}: {error}") from None
+
+
+def whole_seed(text: str | int) -> int:
+    """Read a seed; the message for any other text says which seeds there are."""
+    try:
+        device.seeded(int(text))
+    except ValueError:
+        allowed = f"a whole number between 0 and {device.MAX_SEED}"
+        raise typer.BadParameter(f"the seed must be {allowed}, got {text}") from None
+    return int(text)
+
+
+SEED: dict[str, Any] = {"parser": whole_seed, "metavar": "INTEGER"}
+PATH: dict[str, Any] = {"parser": expanded, "metavar": "PATH"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # the kinds of files that can be written
+
 ModelArgument = Annotated[str, typer.Argument(help="A bundled checkpoint, a folder or a hub id.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same result.", **SEED)]
 StepsOption = Annotated[
     int, typer.Option(min=1, help="Steps per image: one network call each, two for heun.")
 ]
@@ -51,9 +84,11 @@ GuidanceOption = Annotated[
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="The recipe; `minisd info` lists them.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/RECIPE by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs/RECIPE by default.", **PATH)
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Other than the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Other than the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Other than the recipe's.", **SEED)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
@@ -75,12 +110,14 @@ def train(
         for part, folder in plan:
             wish = steps if part.steps or part is wanted else None
             loop = run(part, folder, wish, seed, resume, precision.value)
-            with tqdm(total=wish or part.steps, unit="step", mininterval=1, delay=0.1) as bar:
+            taken = 0
+            with progress(total=wish or part.steps, unit="step", mininterval=1, delay=0.1) as bar:
                 for step in loop:
-                    bar.update(step.step - bar.n)
+                    bar.update(step.step - taken)
+                    taken = step.step
                     if step.log:
                         bar.set_postfix(loss=f"{step.log[-1]['loss']:.4f}", refresh=False)
-            done = f"{bar.n} steps done, " if part.steps else ""
+            done = f"{taken} steps done, " if part.steps else ""
             typer.echo(f"{part.name}: {done}saved in {folder}")
 
 
@@ -93,7 +130,7 @@ def generate(
     n: Annotated[
         int | None, typer.Option("-n", min=1, help="How many images; 1 of each prompt, else 64.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write.", **PATH)] = Path(
         "grid.png"
     ),
     seed: SeedOption = 0,
@@ -102,69 +139,59 @@ def generate(
     guidance: GuidanceOption = 4.0,
     negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     image: Annotated[
-        Path | None, typer.Option(help="A picture to begin from, in place of noise.")
+        Path | None, typer.Option(help="A picture to begin from, instead of noise.", **PATH)
     ] = None,
     strength: Annotated[
         float, typer.Option(help="How much of --image is lost: above 0, at most 1.")
     ] = 0.8,
     mask: Annotated[
-        Path | None, typer.Option(help="White where --image is to be drawn anew.")
+        Path | None, typer.Option(help="White where --image is to be drawn anew.", **PATH)
     ] = None,
     semantic_map: Annotated[
-        Path | None, typer.Option("--map", help="What is where, in the colours of chapter 11.")
+        Path | None,
+        typer.Option("--map", help="What is where, in the colours of chapter 11.", **PATH),
     ] = None,
     grid: Annotated[bool, typer.Option(help="One sheet, or a file for each image.")] = True,
     animate: Annotated[
-        Path | None, typer.Option(help="A GIF of what the model expects at each step.")
+        Path | None, typer.Option(help="A GIF of what the model expects at each step.", **PATH)
+    ] = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Precision. On a GPU float16 takes half the memory; a CPU refuses it."),
+    ] = Dtype.float32,
+    variant: Annotated[
+        str | None, typer.Option(help="The files to load, like fp16: half the download.")
     ] = None,
 ) -> None:
     """Draw images, and save them as one grid, or one by one; each prompt has a row of its own."""
     from minisd.book.plots import image_grid, save_gif
-    from minisd.device import best_device
-    from minisd.files import replacing, writable_folder
+    from minisd.files import replacing
     from minisd.lab.artist import Artist
-    from minisd.maps import read_map
 
     if semantic_map is not None:
-        prompts = prompts or [""]  # the map may be all that is said
+        prompts = prompts or [""]  # a map needs no words
     n = n or (1 if prompts else 64)
-    for path, kinds in ((out, (".png", ".jpg", ".jpeg", ".webp")), (animate, (".gif",))):
-        if path is not None:
-            if path.suffix.lower() not in kinds:
-                raise ValueError(f"{path} must end in {' or '.join(kinds)}")
-            writable_folder(path.parent)
-    artist = Artist(model, sampler and sampler.value, best_device())
-    generator = torch.Generator(artist.device).manual_seed(seed)
-    asked, columns = "", None
-    if prompts:
-        asked = f": {', '.join(map(repr, prompts))}"
-        columns = n if len(prompts) > 1 else None  # a row for each prompt
-        prompts = [prompt for prompt in prompts for _ in range(n)]
-        n = len(prompts)
-    editing = {}
-    if image is not None or mask is not None:
-        editing = dict(image=open_image(image), strength=strength, mask=open_image(mask))
-    if semantic_map is not None:
-        editing["maps"] = read_map(open_image(semantic_map)).expand(n, -1, -1)
+    columns = n if prompts and len(prompts) > 1 else None  # a row for each prompt
+    asked = f": {', '.join(map(repr, prompts))}" if prompts else ""
+    each = [prompt for prompt in prompts for _ in range(n)] if prompts else None
+    n = len(each) if each else n
+    files = [out] if grid or n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(n)]
+    for path in files:
+        check_output(path, PICTURES)
+    if animate is not None:
+        check_output(animate, (".gif",))
+    wish = dict(prompts=each, n=n, steps=steps, generator=device.seeded(seed), guidance=guidance)
+    wish |= dict(negative_prompt=negative) | read_pictures(image, mask, semantic_map, n)
+    if image is not None:
+        wish["strength"] = strength
+    precision = getattr(torch, dtype.value)
+    artist = Artist(model, sampler and sampler.value, device.best_device(), precision, variant)
     if animate is None:
-        batches = artist.draw(
-            prompts, n, steps, generator, guidance, negative, batch_size=64, **editing
-        )
-        images = []
-        with tqdm(total=n, unit="image", delay=0.1) as bar:
-            for batch in batches:
-                images.append(batch)
-                bar.update(len(batch))
-        images = torch.cat(images)
+        images = draw_images(artist, wish)
     else:
-        states = artist.states(prompts, n, steps, generator, guidance, negative, **editing)
-        states = list(tqdm(states, total=steps, unit="step", delay=0.1))
-        frames = [image_grid(artist.decode(state.x_start, **editing), columns) for state in states]
-        images = artist.decode(states[-1].x, **editing).cpu()
-        save_gif(animate, frames)
-    sheets = [images] if grid else images.split(1)
-    for i, sheet in enumerate(sheets):
-        path = out if len(sheets) == 1 else out.with_stem(f"{out.stem}-{i}")
+        images, frames = draw_frames(artist, wish)
+        save_gif(animate, [image_grid(frame, columns) for frame in frames])
+    for sheet, path in zip([images] if grid else images.split(1), files, strict=True):
         scale, gap = (4, 0) if len(sheet) == 1 else (2, 2)
         with replacing(path) as temporary:
             image_grid(sheet, columns if grid else None, scale, gap).save(temporary)
@@ -198,8 +225,12 @@ def evaluate(
     from minisd.lab.recipes import find_recipe
     from minisd.pretrained import locate
 
-    folder = locate(model)
-    recipe = find_recipe(read_json(folder / "training.json")["recipe"])
+    folder = locate(model, "", ("training.json",))
+    name = read_json(folder / "training.json").get("recipe")
+    if not isinstance(name, str):
+        raise ValueError(f"{folder / 'training.json'} names no recipe, which says how to score")
+    recipe = find_recipe(name)
+    folder = locate(model, "", ("*.json", "*.txt", "*.safetensors", "card.md"))
     settings = EvaluationSettings(
         n or recipe.samples, seed, steps, sampler and sampler.value, guidance, judge
     )
@@ -225,7 +256,7 @@ def info(
     from minisd.pretrained import bundled, locate
 
     if model is not None:
-        card = locate(model) / "card.md"
+        card = locate(model, "", ("card.md",)) / "card.md"
         if not card.is_file():
             raise ValueError(f"{model} has no card.md")
         typer.echo(card.read_text(encoding="utf-8"))
@@ -235,20 +266,65 @@ def info(
         typer.echo(f"{recipe.name:20} {shipped:12} {recipe.summary}")
 
 
-def open_image(path: Path | None) -> "Image.Image | None":
-    """Read a picture, or raise ValueError that says which cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+def check_output(path: Path, kinds: tuple[str, ...]) -> None:
+    """Raise ValueError unless a picture of one of these kinds can be written to `path`."""
+    from minisd.files import writable_folder
 
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path} must end in {' or '.join(kinds)}")
+    writable_folder(path.parent)
     try:
-        return None if path is None else Image.open(path)
+        os.stat(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read") from None
+        return
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise ValueError(f"cannot write to {path}: it is a folder")
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write to {path}: it is read-only")
+
+
+def read_pictures(
+    image: Path | None, mask: Path | None, semantic_map: Path | None, n: int
+) -> dict[str, Any]:
+    """Read the pictures that n images begin from; raises ValueError that names a broken file."""
+    from minisd.data.images import open_picture
+    from minisd.maps import read_map
+
+    settings: dict[str, Any] = {}
+    if image is not None:
+        settings["image"] = open_picture(image)
+    if mask is not None:
+        settings["mask"] = open_picture(mask, ground="black")
+    if semantic_map is not None:
+        settings["maps"] = read_map(open_picture(semantic_map)).expand(n, -1, -1)
+    return settings
+
+
+def draw_images(artist: "Artist", wish: dict[str, Any]) -> Tensor:
+    """Draw all images, batch by batch: (n,c,h,w) in [-1,1]."""
+    images = []
+    with progress(total=wish["n"], unit="image", delay=0.1) as bar:
+        for batch in artist.draw(**wish):
+            images.append(batch)
+            bar.update(len(batch))
+    return torch.cat(images)
+
+
+def draw_frames(artist: "Artist", wish: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    """Draw all images at once; return them, and those that the model expected at each step."""
+    states = list(progress(artist.states(**wish), total=wish["steps"], unit="step", delay=0.1))
+    kept = {key: wish[key] for key in ("image", "mask") if key in wish}
+    frames = [artist.decode(state.x_start, **kept) for state in states]
+    return artist.decode(states[-1].x, **kept).cpu(), frames
 
 
 def main() -> None:
     """Run the command; what goes wrong is told in one line, with exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what the console cannot show is escaped
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: tell("note", message)
     try:
         app()

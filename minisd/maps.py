@@ -1,11 +1,10 @@
-"""Chapter 11: semantic maps, put beside the latents, and the pipeline that draws what a map says.
+"""Chapter 11: semantic maps as more input channels, and the pipeline that draws what a map says.
 
-A map reaches the U-Net in input channels of its own, beside the noisy latents. Some maps are taken
-away in training, so that the network learns to draw with and without them.
+A map reaches the U-Net in input channels of its own, beside the noisy latents. Some maps are
+dropped in training, so that the network learns to draw with and without them.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,13 +16,14 @@ from torch import Tensor, nn
 
 from minisd.clip import CLIPTextModel
 from minisd.conditioning import cond_drop_mask
+from minisd.data.images import flatten
 from minisd.data.postcards import LAYERS
 from minisd.files import read_json
 from minisd.losses import LossFunction
-from minisd.pipeline import DenoisingState
 from minisd.pretrained import locate, locate_companion
+from minisd.request import Request
 from minisd.schedulers import Scheduler, load_scheduler
-from minisd.stable_diffusion import INDEX, PipelineOutput, StableDiffusionPipeline
+from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL
@@ -34,11 +34,11 @@ WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Concatenation(nn.Module):
-    """A U-Net with more input channels than x has: it also sees `c_concat`, at every step.
+    """A U-Net with more input channels than x has: `c_concat` is concatenated at every step.
 
-    It is called as a U-Net without them. `c_concat` is (b,c,h,w), one for each picture, or one for
-    all; or (1,c,1,1), the same at every place. Rombach et al. 2022, section 3.3. Raises ValueError
-    for another size or number.
+    It is called like a U-Net without these channels. `c_concat` is (b,c,h,w), one for each picture
+    or one for all, or (1,c,1,1), the same at every place. Rombach et al. 2022, section 3.3. Raises
+    ValueError for another size or number.
     """
 
     def __init__(self, unet: nn.Module, c_concat: Tensor):
@@ -48,7 +48,7 @@ class Concatenation(nn.Module):
 
     @property
     def config(self) -> UNetConfig:
-        """The sizes of the U-Net that this one is like from outside."""
+        """The config of a U-Net without the channels for `c_concat`."""
         config = self.unet.config
         return replace(config, in_channels=config.in_channels - self.c_concat.shape[1])
 
@@ -69,8 +69,8 @@ class Concatenation(nn.Module):
 def map_channels(maps: Tensor, num_labels: int, factor: int) -> Tensor:
     """Bring maps (b,h,w) of labels to the latents' grid: (b, k factor^2, h/factor, w/factor).
 
-    One channel for each label and each pixel of a cell, 1 where that label is: nothing is lost.
-    Raises ValueError for what is no such map.
+    There is a channel for each label and each pixel of a cell, 1 where the pixel has the label:
+    nothing is lost. Raises ValueError for another type, shape or label.
     """
     if maps.dtype not in WHOLE_NUMBERS or maps.ndim != 3 or not maps.numel():
         raise ValueError(
@@ -89,25 +89,25 @@ def map_channels(maps: Tensor, num_labels: int, factor: int) -> Tensor:
 def with_maps(
     loss_function: LossFunction, num_labels: int, factor: int, drop: float = 0.1
 ) -> LossFunction:
-    """Return the same loss for a U-Net that sees maps as well, the last entry (b,h,w) of a batch.
+    """Return the same loss for a U-Net that also sees maps (b,h,w), the last entry of a batch.
 
-    A share `drop` of the maps is taken away: zeros say nothing.
+    A share `drop` of the maps is replaced by zeros, which stand for no map.
     """
 
     def loss(model: nn.Module, batch: list[Any], generator: torch.Generator) -> Tensor:
         *rest, maps = batch
         c_concat = map_channels(maps, num_labels, factor)
-        forgotten = cond_drop_mask(len(maps), drop, generator)[:, :, None, None]
-        seeing = Concatenation(model, c_concat.masked_fill(forgotten, 0.0))
-        return loss_function(seeing, rest, generator)
+        dropped = cond_drop_mask(len(maps), drop, generator)[:, :, None, None]
+        with_map = Concatenation(model, c_concat.masked_fill(dropped, 0.0))
+        return loss_function(with_map, rest, generator)
 
     return loss
 
 
 def widened(unet: UNet, channels: int) -> UNet:
-    """Return a copy of a U-Net that has so many more input channels, and does not mind them yet.
+    """Return a copy of a U-Net with so many more input channels.
 
-    Their weights are zeros: it begins as the network that it was.
+    Their weights are zeros: before training, the copy predicts what the U-Net predicts.
     """
     config = replace(unet.config, in_channels=unet.config.in_channels + channels)
     wider, weights = UNet(config), unet.state_dict()
@@ -124,26 +124,52 @@ def paint_maps(maps: Tensor) -> Tensor:
 def read_map(picture: Image.Image) -> Tensor:
     """Return the map (h,w) int64 that a picture in COLOURS shows.
 
-    Raises ValueError that names a colour which is none of them.
+    Raises ValueError that names the first colour which is none of them.
     """
-    pixels = torch.from_numpy(np.array(picture.convert("RGB")))[:, :, None]  # (h,w,1,3)
+    pixels = torch.from_numpy(np.array(flatten(picture)))[:, :, None]  # (h,w,1,3)
     matches = (pixels == TABLE).all(dim=-1)  # (h,w,4)
     unknown = (~matches.any(dim=-1)).nonzero().tolist()
     if unknown:
         y, x = unknown[0]
         known = ", ".join(f"{name} {colour}" for name, colour in COLOURS.items())
-        strange = bytes(pixels[y, x, 0].tolist()).hex()
-        raise ValueError(f"the map is #{strange} at row {y}, column {x}; its colours are {known}")
+        found = bytes(pixels[y, x, 0].tolist()).hex()
+        raise ValueError(f"the map is #{found} at row {y}, column {x}; its colours are {known}")
     return matches.int().argmax(dim=-1)
 
 
-class MapPipeline(StableDiffusionPipeline):
-    """Stable Diffusion whose U-Net sees a semantic map beside the latents, in more channels.
+@dataclass(frozen=True, eq=False)
+class MapRequest(Request):
+    """A request with a semantic map of labels, as large as the pictures.
 
-    It is called as its parent is, and may be given a `semantic_map` (h,w) of labels, as large as
-    the pictures. Rombach et al. 2022, section 4.3.2. Raises ValueError for a U-Net that has no
-    channels for a map.
+    The map is (h,w) for all pictures, or (b,h,w), one for each; None is no map. Raises ValueError
+    for any other shape.
     """
+
+    semantic_map: Tensor | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        maps = self.semantic_map
+        if maps is None:
+            return
+        if not isinstance(maps, Tensor) or maps.ndim not in (2, 3):
+            shape = getattr(maps, "shape", None)
+            got = type(maps).__name__ if shape is None else tuple(shape)
+            raise ValueError(
+                f"a semantic map must be a tensor (h, w) or (b, h, w) of labels, got {got}"
+            )
+        if maps.ndim == 3 and len(maps) not in (1, self.num_images):
+            raise ValueError(f"{self.num_images} pictures cannot share {len(maps)} maps")
+
+
+class MapPipeline(StableDiffusionPipeline):
+    """Stable Diffusion whose U-Net also sees a semantic map, in more input channels.
+
+    It is called as its parent is, and takes a `semantic_map` as well; see `MapRequest`. Rombach et
+    al. 2022, section 4.3.2. Raises ValueError for a U-Net that has no channels for a map.
+    """
+
+    request_class = MapRequest
 
     def __init__(
         self,
@@ -154,15 +180,14 @@ class MapPipeline(StableDiffusionPipeline):
         scheduler: Scheduler,
     ):
         cell, own = vae.config.downscale**2, vae.config.latent_channels
-        self.num_labels, rest = divmod(unet.config.in_channels - own, cell)
-        if rest or self.num_labels < 2:
+        self.num_labels = (unet.config.in_channels - own) // cell
+        self.extra_channels = self.num_labels * cell
+        if self.num_labels < 2:
             raise ValueError(
                 f"a map of k labels needs {own} + k x {cell} input channels, with k at least 2: "
                 f"the U-Net has {unet.config.in_channels}"
             )
-        self.nothing = torch.zeros(1, self.num_labels * cell, 1, 1)
-        super().__init__(tokenizer, text_encoder, Concatenation(unet, self.nothing), vae, scheduler)
-        self.unet = unet
+        super().__init__(tokenizer, text_encoder, unet, vae, scheduler)
 
     @classmethod
     def from_pretrained(
@@ -173,53 +198,25 @@ class MapPipeline(StableDiffusionPipeline):
     ) -> Self:
         """Load a folder; see StableDiffusionPipeline.
 
-        If it holds only a U-Net and a scheduler, the other parts are those of the `system` that
-        its index names: a bundled one, or one that lies beside it.
+        If it holds only a U-Net and a scheduler, the other parts are those of the `base_model` that
+        its index names: a bundled model, or one that lies beside it.
         """
         folder = locate(name, "", (INDEX,))
-        system = read_json(folder / INDEX).get("system")
-        if system is None:
+        base = read_json(folder / INDEX).get("base_model")
+        if base is None:
             return super().from_pretrained(name, torch_dtype, variant)
-        system = locate_companion(system, folder)
-        own = StableDiffusionPipeline.from_pretrained(system, torch_dtype, variant)
+        base = locate_companion(base, folder)
+        own = StableDiffusionPipeline.from_pretrained(base, torch_dtype, variant)
         unet = UNet.from_pretrained(name, "unet", torch_dtype, variant)
         scheduler = load_scheduler(name, "scheduler")
         return cls(own.tokenizer, own.text_encoder, unet, own.vae, scheduler)
 
-    def reading(self, maps: Tensor | None) -> StableDiffusionPipeline:
-        """Return the pipeline of the same parts that has these maps before its eyes.
-
-        Maps are (b,h,w), one for all pictures or one for each; None is no map, only words.
-        """
-        c_concat = self.nothing
-        if maps is not None:
+    def denoiser(self, request: MapRequest) -> nn.Module:
+        """Return the U-Net together with the map; without one, its channels are zeros."""
+        maps = request.semantic_map
+        if maps is None:
+            c_concat = torch.zeros(1, self.extra_channels, 1, 1)
+        else:
+            maps = maps if maps.ndim == 3 else maps[None]
             c_concat = map_channels(maps, self.num_labels, self.vae.config.downscale)
-        seeing = Concatenation(self.unet, c_concat.to(self.device, self.dtype))
-        pipeline = StableDiffusionPipeline(
-            self.tokenizer, self.text_encoder, seeing, self.vae, self.scheduler
-        )
-        pipeline.vae_slicing, pipeline.offload_device = self.vae_slicing, self.offload_device
-        return pipeline
-
-    def denoise(
-        self, *arguments: Any, semantic_map: Tensor | None = None, **settings: Any
-    ) -> Iterator[DenoisingState]:
-        """Yield the state after every step; see StableDiffusionPipeline, and `semantic_map`."""
-        return self.reading(only(semantic_map)).denoise(*arguments, **settings)
-
-    def __call__(
-        self, *arguments: Any, semantic_map: Tensor | None = None, **settings: Any
-    ) -> PipelineOutput:
-        """Draw; see StableDiffusionPipeline, and `semantic_map`."""
-        return self.reading(only(semantic_map))(*arguments, **settings)
-
-
-def only(semantic_map: Tensor | None) -> Tensor | None:
-    """Return one map (h,w) as a batch (1,h,w); raises ValueError for anything else."""
-    if semantic_map is None:
-        return None
-    if not isinstance(semantic_map, Tensor) or semantic_map.ndim != 2:
-        shape = getattr(semantic_map, "shape", None)
-        got = type(semantic_map).__name__ if shape is None else tuple(shape)
-        raise ValueError(f"a semantic map must be a tensor (h, w) of labels, got {got}")
-    return semantic_map[None]
+        return Concatenation(self.unet, c_concat.to(self.device, self.dtype))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minisd.device import Generators, draw_noise
 from minisd.schedulers import Scheduler
 
 
@@ -23,7 +24,7 @@ def denoise(
     scheduler: Scheduler,
     x: Tensor,
     num_inference_steps: int,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     context: Tensor | None = None,
 ) -> Iterator[DenoisingState]:
     """Turn pure noise x (b,c,h,w) into samples, yielding the state after every network call.
@@ -41,7 +42,7 @@ def denoise_from(
     scheduler: Scheduler,
     timesteps: Tensor,
     x: Tensor,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     context: Tensor | None = None,
 ) -> Iterator[DenoisingState]:
     """Take x (b,c,h,w), which is at the first of these timesteps, through all of them."""
@@ -65,16 +66,15 @@ def sample(
 ) -> Iterator[Tensor]:
     """Draw n images of the U-Net's own size, yielding batches (b,c,h,w) of at most `batch_size`.
 
-    Raises ValueError if n or the number of steps is not positive.
+    A generator on the CPU draws the same noise for every device. Raises ValueError if n or the
+    number of steps is not positive.
     """
     if n < 1:
         raise ValueError(f"the number of images must be at least 1, got {n}")
     config, device = unet.config, next(unet.parameters()).device
-    if generator is not None and generator.device.type != device.type:
-        raise ValueError(f"the generator is on {generator.device}, the model on {device}")
     for start in range(0, n, batch_size):
         shape = (min(batch_size, n - start), config.in_channels, *[config.sample_size] * 2)
-        x = torch.randn(shape, generator=generator, device=device)
+        x = draw_noise(shape, generator, device)
         for state in denoise(unet, scheduler, x, num_inference_steps, generator):
             x = state.x
         yield x
@@ -83,9 +83,9 @@ def sample(
 class ClassifierFreeGuidance(nn.Module):
     """A U-Net that exaggerates what the context changes: eps_null + s (eps - eps_null).
 
-    Ho and Salimans 2022, eq. 6, with s = 1 + w: 1 leaves the network as it is, more obeys more.
-    It is called as the U-Net is, with a context (b,n,d). `null_context` (1 or b,n,d) is the context
-    without a prompt, or that of a negative prompt.
+    Ho and Salimans 2022, eq. 6, with s = 1 + w. Scale 1 is the plain network; a higher scale
+    follows the prompt more closely. It is called as the U-Net is, with a context (b,n,d).
+    `null_context` (1 or b,n,d) is the context of the empty prompt, or of a negative prompt.
     """
 
     def __init__(self, unet: nn.Module, null_context: Tensor, guidance_scale: float):
@@ -96,8 +96,7 @@ class ClassifierFreeGuidance(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        both = torch.cat(
-            [self.null_context.expand_as(context), context]
-        )  # (2b,n,d): one call for both
+        null_context = self.null_context.expand_as(context)
+        both = torch.cat([null_context, context])  # (2b,n,d): one call for both
         uncond, cond = self.unet(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)

@@ -1,25 +1,26 @@
 """Chapter 10: Stable Diffusion as one object: three networks, a tokenizer and a scheduler."""
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minisd.clip import CLIPTextModel
-from minisd.device import draw_noise
+from minisd.data.images import OUTPUT_TYPES, OutputType, Picture, as_tensor, as_type
+from minisd.device import Generators, check_precision, draw_noise
 from minisd.editing import img2img, paste
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise
 from minisd.pretrained import check_format, locate
+from minisd.progress import progress
+from minisd.request import Request
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -27,8 +28,8 @@ from minisd.vae import AutoencoderKL
 
 INDEX = "model_index.json"
 LORA = "pytorch_lora_weights.safetensors"
-Picture = Image.Image | Tensor
-OutputType = Literal["pil", "np", "pt", "latent"]
+# what diffusers and transformers call our classes
+FOREIGN = {"UNet": "UNet2DConditionModel", "Tokenizer": "CLIPTokenizer"}
 
 
 @dataclass
@@ -45,7 +46,9 @@ class StableDiffusionPipeline:
     et al. 2022, fig. 3. Raises ValueError if the parts do not fit each other.
     """
 
-    parts = {
+    request_class: ClassVar[type[Request]] = Request
+    extra_channels = 0  # input channels of the U-Net beside those of the latents
+    parts: ClassVar[dict[str, Any]] = {
         "tokenizer": Tokenizer, "text_encoder": CLIPTextModel, "unet": UNet, "vae": AutoencoderKL,
     }  # fmt: skip
 
@@ -64,10 +67,11 @@ class StableDiffusionPipeline:
         self.scheduler = scheduler
         self.vae_slicing = False
         self.offload_device: torch.device | None = None
+        self.on_card: nn.Module | None = None  # the network that is there, of those offloaded
         for what, a, b in (
             ("text", text_encoder.config.dim, unet.config.context_dim),
             ("vocabulary", tokenizer.vocab_size, text_encoder.config.vocab_size),
-            ("latent", vae.config.latent_channels, unet.config.in_channels),
+            ("latent", vae.config.latent_channels, unet.config.in_channels - self.extra_channels),
         ):
             if a != b:
                 raise ValueError(f"the parts do not fit: {what} size {a} meets {b}")
@@ -126,12 +130,12 @@ class StableDiffusionPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks compute."""
+        """The device that the networks compute on."""
         return self.offload_device or next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what the networks compute."""
+        """The precision that the networks compute in."""
         return next(self.unet.parameters()).dtype
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -139,10 +143,10 @@ class StableDiffusionPipeline:
 
         Raises ValueError for float16 on a CPU, where it is slow and inexact.
         """
+        number = torch.empty(1, 1, 1, 1, device=self.device, dtype=self.dtype).to(*args, **kwargs)
+        check_precision(number.device, number.dtype)  # before a network moves
         for network in (self.text_encoder, self.unet, self.vae):
             network.to(*args, **kwargs)
-        if self.device.type == "cpu" and self.dtype == torch.float16:
-            raise ValueError("float16 needs a GPU: on a CPU use float32 or bfloat16")
         return self
 
     def enable_vae_slicing(self) -> None:
@@ -150,18 +154,19 @@ class StableDiffusionPipeline:
         self.vae_slicing = True
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep the networks on the CPU, each on `device` from when it computes until another does.
+        """Keep the networks on the CPU, and bring each to `device` when it computes.
 
-        The card then needs room for the U-Net alone; each picture waits for the transfers.
+        It stays there until another network computes. The card then needs room for the U-Net alone,
+        and each picture waits for the transfers.
         """
-        self.offload_device, self.on_card = torch.device(device), None
+        self.offload_device = torch.device(device)
         for network in (self.text_encoder, self.vae.encoder, self.unet, self.vae.decoder):
             network.to("cpu").register_forward_pre_hook(self.bring)
         for layer in (self.vae.quant_conv, self.vae.post_quant_conv):  # 100 numbers: they stay
             layer.to(device)
 
     def bring(self, network: nn.Module, _: Any) -> None:
-        """Move a network to the card, and back the one that was there; see offloading."""
+        """Move a network to the card, and the one that was there back to the CPU."""
         if network is not self.on_card:
             if self.on_card is not None:
                 self.on_card.to("cpu")
@@ -183,57 +188,12 @@ class StableDiffusionPipeline:
                 warnings.warn(f"only {room} tokens are read, not this: {rest!r}", stacklevel=2)
         return self.text_encoder(ids.to(self.device))
 
-    def denoise(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | None = None,
-        latents: Tensor | None = None,
-        image: Picture | None = None,
-        strength: float = 0.8,
-        mask: Picture | None = None,
-    ) -> Iterator[DenoisingState]:
+    def denoise(self, *arguments: Any, **settings: Any) -> Iterator[DenoisingState]:
         """Yield the state after every step: timestep, latents, and the expected clean latents.
 
-        The arguments are those of a call. Raises ValueError for what does not fit.
+        The arguments are those of `Request`. Raises ValueError for what does not fit.
         """
-        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
-        negatives = (
-            negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt]
-        )
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be a finite number, got {guidance_scale}")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be positive, got {num_images_per_prompt}")
-        if len(negatives) not in (1, len(prompts)):
-            raise ValueError(f"{len(prompts)} prompts have {len(negatives)} negative prompts")
-        context = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
-        empty = self.encode_prompt(negatives)
-        if len(empty) > 1:
-            empty = empty.repeat_interleave(num_images_per_prompt, dim=0)
-        unet = self.unet
-        if guidance_scale != 1:
-            unet = ClassifierFreeGuidance(unet, empty, guidance_scale)
-        if image is None:
-            if mask is not None:
-                raise ValueError("a mask needs an image, of which it says what to draw anew")
-            shape = self.latent_shape(len(context), height, width)
-            noise = self.make_noise(shape, generator, latents)
-            yield from denoise(unet, self.scheduler, noise, num_inference_steps, generator, context)
-            return
-        x_start = self.encode_image(image, generator).expand(len(context), -1, -1, -1)
-        if mask is not None:
-            mask = self.latent_mask(mask, x_start)
-        noise = self.make_noise(x_start.shape, generator, latents)
-        yield from img2img(
-            unet, self.scheduler, x_start, noise, num_inference_steps, strength, generator,
-            context, mask,
-        )  # fmt: skip
+        return self.run(self.request_class(*arguments, **settings))
 
     def __call__(
         self,
@@ -244,37 +204,65 @@ class StableDiffusionPipeline:
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
         image: Picture | None = None,
         strength: float = 0.8,
         mask: Picture | None = None,
+        **more: Any,
     ) -> PipelineOutput:
         """Draw `num_images_per_prompt` pictures for each prompt.
 
-        `height` and `width` are in pixels, by default those of training. `guidance_scale` 1 does
-        without guidance; above it, the picture keeps away from `negative_prompt`. `latents`
-        (b,c,h/8,w/8) are the noise to begin with, in place of a draw from `generator`. Images are
-        PIL, or in [0,1] as `np` (b,h,w,3) or `pt` (b,3,h,w); `latent` stops before the decoder.
+        `height` and `width` are in pixels, by default those of training. `guidance_scale` 1 is no
+        guidance; above 1, the picture keeps away from `negative_prompt`. `generator` draws the
+        noise; of a list of generators, each draws that of one picture. `latents` (b,c,h/8,w/8) are
+        used as the first noise instead. Images are PIL, or in [0,1] as `np` (b,h,w,3) or `pt`
+        (b,3,h,w); `latent` stops before the decoder.
 
-        With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it, in
-        its size, and the wilder the higher `strength`; with a `mask` (PIL, or (h,w) in [0,1]) only
-        what is white in it is drawn anew, and what is black keeps its pixels (among `latent`, the
-        places of which no pixel is white). Raises ValueError for what does not fit.
+        With an `image` (PIL, or a tensor (3,h,w) in [0,1]) the pictures are variations of it in its
+        size; the higher `strength`, up to 1, the less of it is left. With a `mask` (PIL, or (h,w)
+        in [0,1]) only what is white in it is drawn anew, and what is black keeps its pixels (of
+        `latent`, the places without a white pixel). Raises ValueError for what does not fit.
         """
-        if output_type not in get_args(OutputType):
-            known = ", ".join(get_args(OutputType))
+        if output_type not in OUTPUT_TYPES:
+            known = ", ".join(OUTPUT_TYPES)
             raise ValueError(f"unknown output_type {output_type!r}; choose from {known}")
-        states = self.denoise(
+        request = self.request_class(
             prompt, negative_prompt, height, width, num_inference_steps, guidance_scale,
-            num_images_per_prompt, generator, latents, image, strength, mask,
+            num_images_per_prompt, generator, latents, image, strength, mask, **more,
         )  # fmt: skip
-        for state in tqdm(states, unit="step", delay=2, leave=False):
-            latents = state.x
+        *_, last = progress(self.run(request), unit="step", delay=2, leave=False)
         if output_type == "latent":
-            return PipelineOutput(latents)
-        return PipelineOutput(as_type(self.decode(latents, image, mask), output_type))
+            return PipelineOutput(last.x)
+        return PipelineOutput(as_type(self.decode(last.x, image, mask), output_type))
+
+    def run(self, request: Request) -> Iterator[DenoisingState]:
+        """Begin what is asked for, and yield the state after every step."""
+        check_precision(self.device, self.dtype)
+        shape, generator = self.latent_shape_of(request), request.generator
+        copies = request.num_images_per_prompt
+        unet = self.denoiser(request)
+        context = self.encode_prompt(request.prompts).repeat_interleave(copies, dim=0)
+        if request.guidance_scale != 1:
+            null_context = self.encode_prompt(request.negative_prompts)
+            if len(null_context) > 1:
+                null_context = null_context.repeat_interleave(copies, dim=0)
+            unet = ClassifierFreeGuidance(unet, null_context, request.guidance_scale)
+        steps, scheduler = request.num_inference_steps, self.scheduler
+        if request.image is None:
+            noise = self.make_noise(shape, generator, request.latents)
+            return denoise(unet, scheduler, noise, steps, generator, context)
+        x_start = self.encode_image(request.image, generator).expand(shape)
+        mask = None if request.mask is None else self.latent_mask(request.mask, x_start)
+        noise = self.make_noise(shape, generator, request.latents)
+        return img2img(
+            unet, scheduler, x_start, noise, steps, request.strength, generator, context, mask
+        )
+
+    def denoiser(self, request: Request) -> nn.Module:
+        """Return the network that removes the noise: the U-Net, with what else it is to see."""
+        return self.unet
 
     @torch.no_grad()
     def decode(
@@ -285,48 +273,94 @@ class StableDiffusionPipeline:
         With a `mask`, what is black in it are the pixels of `image`: the decoder would change them.
         """
         parts = latents.split(1) if self.vae_slicing else [latents]
-        images = torch.cat([self.vae.decode(part).float() for part in parts])
+        images = torch.cat([self.decode_finite(part) for part in parts])
         images = (images / 2 + 0.5).clamp(0, 1)
-        if mask is None:
+        if image is None or mask is None:
             return images
         return paste(images, as_tensor(image, "RGB"), as_tensor(mask, "L"))
 
-    def latent_shape(self, b: int, height: int | None, width: int | None) -> tuple[int, ...]:
+    def decode_finite(self, latents: Tensor) -> Tensor:
+        """Decode to [-1,1] in float32; where half precision overflows, decode again without it.
+
+        Raises FloatingPointError if the latents or the images are no finite numbers.
+        """
+        dtype = next(self.vae.parameters()).dtype
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"the latents are not finite: {dtype} may be too narrow for this U-Net; load the "
+                "pipeline with another torch_dtype"
+            )
+        images = self.vae.decode(latents).float()
+        if not images.isfinite().all() and dtype != torch.float32:
+            warnings.warn(f"the decoder overflows in {dtype}: it runs in float32", stacklevel=2)
+            try:
+                images = self.vae.float().decode(latents.float())
+            finally:
+                self.vae.to(dtype)
+        if not images.isfinite().all():
+            raise FloatingPointError("the decoder returned NaN or infinity: its weights are broken")
+        return images
+
+    def latent_shape(
+        self, b: int, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int, int]:
         """Return the shape of the latents of b pictures of that size in pixels."""
-        default = self.unet.config.sample_size * self.vae.config.downscale
-        height, width = height or default, width or default
-        multiple = self.vae.config.downscale * self.unet.config.downscale
+        down = self.vae.config.downscale
+        default, multiple = self.unet.config.sample_size * down, self.unet.config.downscale * down
+        height = default if height is None else height
+        width = default if width is None else width
         if height % multiple or width % multiple or min(height, width) < 1:
             raise ValueError(
                 f"height and width must be multiples of {multiple}, got {height} and {width}"
             )
-        down = self.vae.config.downscale
         return b, self.vae.config.latent_channels, height // down, width // down
 
+    def latent_shape_of(self, request: Request) -> tuple[int, int, int, int]:
+        """Return the shape of the latents that are asked for; an image or latents have a size.
+
+        Raises ValueError if that is not the height and width of the request.
+        """
+        b, c = request.num_images, self.vae.config.latent_channels
+        height, width, sizes = request.height, request.width, {}
+        if request.image is not None:
+            sizes["image"] = as_tensor(request.image, "RGB").shape[2:]
+        if (latents := request.latents) is not None:
+            if latents.ndim != 4 or latents.shape[:2] != (b, c):
+                raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")
+            sizes["latents"] = [side * self.vae.config.downscale for side in latents.shape[2:]]
+        for what, (h, w) in sizes.items():
+            if height not in (None, h) or width not in (None, w):
+                raise ValueError(
+                    f"height and width are {height} and {width}, but the size of the {what} is "
+                    f"{h} and {w} pixels: leave height and width out, or change one of them"
+                )
+            height, width = h, w
+        return self.latent_shape(b, height, width)
+
     def make_noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | None, latents: Tensor | None
+        self, shape: tuple[int, ...], generator: Generators, latents: Tensor | None
     ) -> Tensor:
-        """Draw noise, or check and take the latents that were given for it."""
+        """Return the latents that were given as noise, or draw noise of that shape."""
         if latents is None:
-            latents = draw_noise(shape, generator, self.device, self.dtype)
-        if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
-            b, c = shape[:2]
-            raise ValueError(f"latents must be ({b}, {c}, h, w), got {tuple(latents.shape)}")
+            return draw_noise(shape, generator, self.device, self.dtype)
         if not latents.isfinite().all():
             raise ValueError("latents must be finite numbers, got NaN or infinity")
         return latents.to(self.device, self.dtype)
 
     @torch.no_grad()
-    def encode_image(self, image: Picture, generator: torch.Generator | None = None) -> Tensor:
-        """Return the latents (1,c,h/8,w/8) of an image; with a generator they are drawn."""
-        pixels = as_tensor(image, "RGB").to(self.device, self.dtype)
-        self.latent_shape(1, *pixels.shape[2:])  # raises ValueError for a size that does not fit
-        return self.vae.encode(2 * pixels - 1, generator)
+    def encode_image(self, image: Picture, generator: Generators = None) -> Tensor:
+        """Return the latents (1,c,h/8,w/8) of an image; with a generator they are drawn.
+
+        With a list of generators each draws its own, (b,c,h/8,w/8).
+        """
+        pixels = 2 * as_tensor(image, "RGB").to(self.device, self.dtype) - 1
+        draws = generator if isinstance(generator, Sequence) else [generator]
+        return torch.cat([self.vae.encode(pixels, each) for each in draws])
 
     def latent_mask(self, mask: Picture, latents: Tensor) -> Tensor:
-        """Return 1 for every place of the latents of which a pixel is to be drawn, (1,1,h/8,w/8).
+        """Return 1 for every place of the latents with a white pixel in the mask, (1,1,h/8,w/8).
 
-        Raises ValueError for a mask of another size than the image, or one that is empty.
+        Raises ValueError for a mask of another size than the image, or one without white.
         """
         white = (as_tensor(mask, "L") >= 0.5).to(latents)
         size = [side * self.vae.config.downscale for side in latents.shape[2:]]
@@ -335,40 +369,3 @@ class StableDiffusionPipeline:
         if not white.any():
             raise ValueError("the mask is empty: what is to be drawn must be white in it")
         return F.max_pool2d(white, self.vae.config.downscale)
-
-
-# what diffusers and transformers call our classes
-FOREIGN = {"UNet": "UNet2DConditionModel", "Tokenizer": "CLIPTokenizer"}
-
-
-def as_tensor(picture: Picture, mode: str) -> Tensor:
-    """Return a picture as (1,c,h,w) in [0,1]; PIL's are converted to `mode`, "RGB" or "L".
-
-    A tensor may be (c,h,w), (1,c,h,w), or (h,w) if there is one channel. Raises ValueError for any
-    other, for numbers outside [0,1], and for pictures of PIL with more than 8 bits a channel.
-    """
-    channels = len(mode)
-    if isinstance(picture, Image.Image):
-        if picture.mode[0] in "IF":  # PIL would cut off what is above 255
-            raise ValueError(f"a picture must have 8 bits a channel, this one is {picture.mode}")
-        array = np.asarray(picture.convert(mode), dtype="float32") / 255
-        return torch.from_numpy(array).view(1, *picture.size[::-1], channels).permute(0, 3, 1, 2)
-    if not isinstance(picture, Tensor) or picture.ndim not in (2, 3, 4):
-        raise ValueError(f"a picture must be a PIL image or a tensor, got {type(picture).__name__}")
-    picture = picture.reshape(-1, *picture.shape[-2:])[None]
-    if picture.shape[1] != channels or not (0 <= picture.min() and picture.max() <= 1):
-        raise ValueError(
-            f"a picture must have {channels} channels in [0,1], got {tuple(picture.shape[1:])} "
-            f"from {picture.min():.2g} to {picture.max():.2g}"
-        )
-    return picture.float()
-
-
-def as_type(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
-    """Return images (b,c,h,w) in [0,1] as PIL images, as an array (b,h,w,c), or as they are."""
-    if output_type == "pt":
-        return images
-    array = images.permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray(picture) for picture in (array * 255).round().astype("uint8")]

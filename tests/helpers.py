@@ -54,16 +54,16 @@ def randomise(model, generator=None):
     return model
 
 
-def tiny_pipeline(kind=StableDiffusionPipeline, beside=0):
+def tiny_pipeline(kind=StableDiffusionPipeline, extra_channels=0):
     """A pipeline of tiny random networks, 32x32 pixels, that reads the words of postcards.
 
-    Its U-Net has `beside` channels more than the latents; a map of four labels needs 64.
+    Its U-Net has so many more input channels than the latents; a map of four labels needs 64.
     """
     tokenizer = Tokenizer.from_pretrained("tokenizer-postcards")
     text = CLIPTextConfig(tokenizer.vocab_size, 33, 12, 1, 2, tokenizer.eos_token_id)
     parts = (
         CLIPTextModel(text),
-        UNet(UNetConfig(8, 4 + beside, 4, (8, 8), (True, False), 1, 2, 4, context_dim=12)),
+        UNet(UNetConfig(8, 4 + extra_channels, 4, (8, 8), (True, False), 1, 2, 4, context_dim=12)),
         AutoencoderKL(VAEConfig(32, 3, 4, (8, 8), 1, 4, patch_size=2, scaling_factor=0.5)),
     )
     generator = torch.Generator().manual_seed(0)

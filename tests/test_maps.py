@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def seeded():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return tiny_pipeline(MapPipeline, beside=64)
+    return tiny_pipeline(MapPipeline, extra_channels=64)
 
 
 def images(pipe, prompt="a red house", semantic_map=None, **settings):
@@ -59,7 +61,7 @@ def test_map_and_words_both_count(pipe):
 def test_one_map_serves_all_pictures_and_several_one_each(pipe):
     prompts, noise = ["a red house", "a night"], torch.randn(2, 4, 8, 8, generator=seeded())
     both = images(pipe, prompts, MAPS[0], latents=noise)
-    own = pipe.reading(MAPS[:2])(prompts, latents=noise, **SETTINGS).images
+    own = images(pipe, prompts, MAPS[:2], latents=noise)
     for i, prompt in enumerate(prompts):
         for pictures, labels in ((both, MAPS[0]), (own, MAPS[i])):
             alone = images(pipe, prompt, labels, latents=noise[i : i + 1])
@@ -67,21 +69,21 @@ def test_one_map_serves_all_pictures_and_several_one_each(pipe):
 
 
 def test_maps_are_for_all_pictures_or_one_for_each(pipe):
-    reading = pipe.reading(MAPS[:2])
-    for settings in (dict(num_images_per_prompt=2), dict(num_images_per_prompt=3)):
-        with pytest.raises(ValueError, match="cannot share what is beside 2"):
-            images(reading, ["a red house", "a night"], **settings)
-    with pytest.raises(ValueError, match="6 pictures cannot share what is beside 2"):
-        images(reading, ["a red house"] * 3)
+    for copies in (2, 3):
+        with pytest.raises(ValueError, match=f"{2 * copies} pictures cannot share 2 maps"):
+            images(pipe, ["a red house", "a night"], MAPS[:2], num_images_per_prompt=copies)
+    with pytest.raises(ValueError, match="3 pictures cannot share 2 maps"):
+        images(pipe, ["a red house"] * 3, MAPS[:2])
+    one = images(pipe, ["a red house"] * 2, MAPS[:1])
+    assert torch.equal(one, images(pipe, ["a red house"] * 2, MAPS[0]))
 
 
 def test_how_it_saves_memory_is_not_forgotten_with_a_map():
-    pipe, sizes = tiny_pipeline(MapPipeline, beside=64), []
+    pipe, sizes = tiny_pipeline(MapPipeline, extra_channels=64), []
     wanted = images(pipe, ["a red house", "a night"], MAPS[0])
     pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     pipe.enable_vae_slicing()
     pipe.enable_model_cpu_offload("cpu")
-    assert pipe.reading(MAPS[:1]).device == pipe.device == torch.device("cpu")
     assert (images(pipe, ["a red house", "a night"], MAPS[0]) - wanted).abs().max() < 1e-5
     assert sizes == [1, 1] and pipe.on_card is pipe.vae.decoder
 
@@ -127,7 +129,8 @@ def test_it_is_saved_and_loaded_with_its_kind(pipe, tmp_path):
         (MAPS[0, :30], "multiples of 4, got a map of 30 x 32"),
         (MAPS[0] + 1, "labels 0 to 3, got 1 to"),
         (MAPS[0].float(), "whole numbers, got torch.float32"),
-        (MAPS, r"tensor \(h, w\) of labels, got \(3, 32, 32\)"),
+        (MAPS, "1 pictures cannot share 3 maps"),
+        (MAPS[None], r"\(h, w\) or \(b, h, w\) of labels, got \(1, 3, 32, 32\)"),
         (MAPS[0].numpy(), "must be a tensor|got ndarray"),
         ("map.png", "got str"),
     ],
@@ -137,7 +140,17 @@ def test_what_is_no_map_for_it(pipe, semantic_map, message):
         images(pipe, semantic_map=semantic_map)
 
 
-@pytest.mark.parametrize("beside", [0, 5, 16])
-def test_a_network_without_room_for_a_map(beside):
-    with pytest.raises(ValueError, match=rf"4 \+ k x 16 input channels.* has {4 + beside}"):
-        tiny_pipeline(MapPipeline, beside)
+@pytest.mark.parametrize("extra_channels", [0, 5, 16])
+def test_a_network_without_room_for_a_map(extra_channels):
+    with pytest.raises(ValueError, match=rf"4 \+ k x 16 input channels.* has {4 + extra_channels}"):
+        tiny_pipeline(MapPipeline, extra_channels)
+
+
+@pytest.mark.parametrize("base", ["owner/model", "../elsewhere", "/etc", "~", "", 7, ["postcards"]])
+def test_a_folder_does_not_choose_a_download(tmp_path, monkeypatch, base):
+    """Whoever loads a folder that a stranger has made fetches nothing that it names."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    index = {"_class_name": "MapPipeline", "base_model": base}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="base_model of .* must be a bundled model, got"):
+        MapPipeline.from_pretrained(tmp_path)

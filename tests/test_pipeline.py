@@ -3,8 +3,9 @@ import torch
 from helpers import randomise
 
 from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
+from minisd.device import seeded
 from minisd.maps import Concatenation
-from minisd.pipeline import ClassifierFreeGuidance, denoise, sample
+from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise, sample
 
 PLAIN = UNetConfig(8, 2, 2, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 WORDS = UNetConfig(8, 2, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
@@ -82,9 +83,24 @@ def test_a_network_that_needs_words_says_so():
         next(sample(UNet(WORDS), DDIMScheduler(), 1, 2))
 
 
-def test_a_generator_of_another_device_raises(unet):
-    with pytest.raises(ValueError, match="generator is on cpu, the model on meta"):
-        next(sample(unet.to("meta"), DDIMScheduler(), 1, 2, torch.Generator()))
+def test_a_generator_of_the_cpu_serves_every_device(unet, monkeypatch):
+    """One seed, one noise: it is drawn on the CPU and brought to the network."""
+    seen, drawn, randn = [], [], torch.randn
+
+    def watched(*arguments, device, **settings):
+        drawn.append(torch.device(device).type)
+        return randn(*arguments, device=device, **settings)
+
+    def keep(unet, scheduler, x, *_):
+        seen.append(x.device.type)
+        yield DenoisingState(torch.tensor(0), x, None)
+
+    monkeypatch.setattr("minisd.pipeline.denoise", keep)
+    monkeypatch.setattr(torch, "randn", watched)
+    list(sample(unet.to("meta"), DDIMScheduler(), 2, 2, seeded(3)))
+    assert seen == ["meta"] and drawn == ["cpu"]
+    (x,) = sample(unet.to_empty(device="cpu"), DDIMScheduler(), 2, 2, seeded(3))
+    assert torch.equal(x, randn(2, 2, 8, 8, generator=seeded(3)))
 
 
 # ---- Guidance ----------------------------------------------------------------------------------
@@ -95,14 +111,15 @@ def words():
     return randomise(UNet(WORDS)).eval()
 
 
-def guided(kind, unet, scale, empty=None, b=3, n=4, t=500):
+def guided(kind, unet, scale, null_context=None, b=3, n=4, t=500):
     """Return what `kind` predicts, and what it should, from two separate calls."""
     generator = torch.Generator().manual_seed(1)
     x, context = (torch.randn(shape, generator=generator) for shape in ((b, 2, 8, 8), (b, n, 5)))
-    empty = torch.randn(1, n, 5, generator=generator) if empty is None else empty
+    if null_context is None:
+        null_context = torch.randn(1, n, 5, generator=generator)
     with torch.no_grad():
-        found = kind(unet, empty, scale)(x, t, context)
-        uncond, cond = unet(x, t, empty.expand(b, -1, -1)), unet(x, t, context)
+        found = kind(unet, null_context, scale)(x, t, context)
+        uncond, cond = unet(x, t, null_context.expand(b, -1, -1)), unet(x, t, context)
     return found, uncond, cond
 
 
@@ -124,25 +141,27 @@ def test_scale_1_is_the_plain_network_and_0_does_not_listen(words):
 
 
 def test_each_picture_may_have_its_own_empty_prompt(words):
-    empty = torch.randn(3, 4, 5)
-    found, uncond, cond = guided(ClassifierFreeGuidance, words, 3.0, empty)
+    null_context = torch.randn(3, 4, 5)
+    found, uncond, cond = guided(ClassifierFreeGuidance, words, 3.0, null_context)
     assert torch.allclose(found, uncond + 3 * (cond - uncond), atol=1e-5)
-    assert not torch.allclose(found, guided(ClassifierFreeGuidance, words, 3.0, empty.flip(0))[0])
+    assert not torch.allclose(
+        found, guided(ClassifierFreeGuidance, words, 3.0, null_context.flip(0))[0]
+    )
 
 
 class Swapped(ClassifierFreeGuidance):
     """A planted fault: pushes away from the prompt."""
 
     def forward(self, x, t, context):
-        empty = self.empty.expand_as(context)
-        return ClassifierFreeGuidance(self.unet, context, self.guidance_scale)(x, t, empty)
+        null_context = self.null_context.expand_as(context)
+        return ClassifierFreeGuidance(self.unet, context, self.guidance_scale)(x, t, null_context)
 
 
 class Shifted(ClassifierFreeGuidance):
     """A planted fault: takes the scale for the paper's w."""
 
-    def __init__(self, unet, empty, scale):
-        super().__init__(unet, empty, scale + 1)
+    def __init__(self, unet, null_context, scale):
+        super().__init__(unet, null_context, scale + 1)
 
 
 @pytest.mark.parametrize("fault", [Swapped, Shifted])
@@ -155,11 +174,11 @@ def test_a_planted_fault_is_seen(words, fault):
 def test_guidance_is_one_call_for_both_and_leaves_its_arguments_alone(words):
     sizes = []
     words.register_forward_pre_hook(lambda _, inputs: sizes.append([len(part) for part in inputs]))
-    x, context, empty = torch.randn(3, 2, 8, 8), torch.randn(3, 4, 5), torch.zeros(1, 4, 5)
+    x, context, null_context = torch.randn(3, 2, 8, 8), torch.randn(3, 4, 5), torch.zeros(1, 4, 5)
     copies = x.clone(), context.clone()
-    ClassifierFreeGuidance(words, empty, 2.0)(x, 10, context)
+    ClassifierFreeGuidance(words, null_context, 2.0)(x, 10, context)
     assert sizes == [[6, 6, 6]]
-    assert torch.equal(x, copies[0]) and torch.equal(context, copies[1]) and not empty.any()
+    assert torch.equal(x, copies[0]) and torch.equal(context, copies[1]) and not null_context.any()
 
 
 def test_a_guided_network_draws(words):
@@ -177,7 +196,7 @@ def test_a_guided_network_draws(words):
     assert (plain.x - last.x).abs().max() > 1e-2
 
 
-# What stands beside the picture
+# Concatenated channels
 
 SEEING = UNetConfig(8, 5, 2, (8, 8), (False, True), 1, 2, 4, context_dim=5)
 
@@ -187,16 +206,16 @@ def seeing():
     return randomise(UNet(SEEING)).eval()
 
 
-def test_the_network_sees_what_stands_beside(seeing):
+def test_the_network_sees_the_concatenated_channels(seeing):
     x, t, context = torch.randn(3, 2, 8, 8), torch.tensor([5, 50, 500]), torch.randn(3, 4, 5)
-    beside = torch.randn(3, 3, 8, 8)
+    c_concat = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
-        got = Concatenation(seeing, beside)(x, t, context)
-        assert torch.equal(got, seeing(torch.cat([x, beside], dim=1), t, context))
-        one = Concatenation(seeing, beside[:1])(x, t, context)
-        assert torch.equal(one, seeing(torch.cat([x, beside[[0, 0, 0]]], dim=1), t, context))
+        got = Concatenation(seeing, c_concat)(x, t, context)
+        assert torch.equal(got, seeing(torch.cat([x, c_concat], dim=1), t, context))
+        one = Concatenation(seeing, c_concat[:1])(x, t, context)
+        assert torch.equal(one, seeing(torch.cat([x, c_concat[[0, 0, 0]]], dim=1), t, context))
         nothing = Concatenation(seeing, torch.zeros(1, 3, 1, 1))(x, t, context)
-        assert torch.equal(nothing, seeing(torch.cat([x, 0 * beside], dim=1), t, context))
+        assert torch.equal(nothing, seeing(torch.cat([x, 0 * c_concat], dim=1), t, context))
 
 
 def test_from_outside_it_is_a_network_with_fewer_channels(seeing):
@@ -205,13 +224,17 @@ def test_from_outside_it_is_a_network_with_fewer_channels(seeing):
 
 
 def test_guidance_shows_each_picture_its_own_twice(seeing):
-    x, context, empty = torch.randn(2, 2, 8, 8), torch.randn(2, 4, 5), torch.randn(1, 4, 5)
-    beside = torch.randn(2, 3, 8, 8)
+    x, context, null_context = torch.randn(2, 2, 8, 8), torch.randn(2, 4, 5), torch.randn(1, 4, 5)
+    c_concat = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        both = ClassifierFreeGuidance(Concatenation(seeing, beside), empty, 3.0)(x, 9, context)
+        both = ClassifierFreeGuidance(Concatenation(seeing, c_concat), null_context, 3.0)(
+            x, 9, context
+        )
         for i in range(2):
-            seen = Concatenation(seeing, beside[i : i + 1])
-            one = ClassifierFreeGuidance(seen, empty, 3.0)(x[i : i + 1], 9, context[i : i + 1])
+            seen = Concatenation(seeing, c_concat[i : i + 1])
+            one = ClassifierFreeGuidance(seen, null_context, 3.0)(
+                x[i : i + 1], 9, context[i : i + 1]
+            )
             assert (both[i] - one[0]).abs().max() < 1e-5
 
 
@@ -219,11 +242,11 @@ def test_guidance_shows_each_picture_its_own_twice(seeing):
     ("shape", "message"),
     [
         ((2, 3, 4, 8), "as large as its picture"),
-        ((4, 3, 8, 8), "6 pictures cannot share what is beside 4"),
-        ((2, 3, 8, 8), "6 pictures cannot share what is beside 2"),  # twice would be guidance
+        ((4, 3, 8, 8), "6 pictures cannot share 4 maps"),
+        ((2, 3, 8, 8), "6 pictures cannot share 2 maps"),  # twice would be guidance
     ],
 )
-def test_what_cannot_stand_beside(seeing, shape, message):
+def test_what_cannot_be_concatenated(seeing, shape, message):
     network = Concatenation(seeing, torch.zeros(shape))
     with pytest.raises(ValueError, match=message):
         network(torch.zeros(6, 2, 8, 8), 9, torch.zeros(6, 4, 5))

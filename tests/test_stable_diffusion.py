@@ -18,9 +18,10 @@ from minisd import (
     UNet,
     UNetConfig,
 )
+from minisd.data.images import as_tensor, as_type
 from minisd.editing import paste
 from minisd.lab.artist import Artist
-from minisd.stable_diffusion import LORA, as_type
+from minisd.stable_diffusion import LORA
 
 SETTINGS = dict(num_inference_steps=3, output_type="pt")
 PROMPT = "a red house by the sea at night"
@@ -36,7 +37,7 @@ def pipe():
 
 
 def images(pipe, prompt=PROMPT, seed=0, **settings):
-    return pipe(prompt, generator=seeded(seed), **SETTINGS | settings).images
+    return pipe(prompt, **SETTINGS | dict(generator=seeded(seed)) | settings).images
 
 
 def test_the_same_seed_gives_the_same_picture(pipe):
@@ -126,6 +127,14 @@ def test_what_is_cut_from_a_long_prompt_is_shown(pipe):
         (dict(num_inference_steps=1001), "num_inference_steps"),
         (dict(height=30), "multiples of 8, got 30 and 32"),
         (dict(width=-8), "multiples of 8"),
+        (dict(height=0), "multiples of 8, got 0 and 32"),
+        (dict(width=0), "multiples of 8, got 32 and 0"),
+        (dict(height=16, latents=torch.zeros(1, 4, 8, 8)), "height and width are 16 and None, but"),
+        (dict(width=64, image=torch.rand(3, 32, 32)), "size of the image is 32 and 32 pixels"),
+        (dict(image=torch.rand(3, 32, 32), latents=torch.zeros(1, 4, 8, 4)), "size of the latents"),
+        (dict(latents=torch.zeros(1, 4, 8)), r"latents must be \(1, 4, h, w\)"),
+        (dict(generator=[seeded(0)] * 2), "1 pictures have 2 generators: give one for all"),
+        (dict(generator=[]), "1 pictures have 0 generators: give one"),
         (dict(num_images_per_prompt=0), "num_images_per_prompt"),
         (dict(guidance_scale=float("nan")), "guidance_scale"),
         (dict(prompt=["a"] * 3, negative_prompt=["b"] * 2), "3 prompts have 2 negative"),
@@ -148,10 +157,83 @@ def test_parts_that_do_not_fit(pipe):
 
 def test_half_precision_needs_a_gpu(pipe, tmp_path):
     pipe.save_pretrained(tmp_path, dtype=torch.float16)
+    half = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    for refused in (lambda: half.to("cpu"), lambda: images(half), lambda: half.denoise(PROMPT)):
+        with pytest.raises(ValueError, match="float16 needs a GPU"):
+            refused()
     with pytest.raises(ValueError, match="float16 needs a GPU"):
-        StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16).to("cpu")
+        Artist(str(tmp_path), dtype=torch.float16)
     again = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert images(again.to("cpu")).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments", [(torch.float16,), ("cpu", torch.float16), (torch.zeros(1).half(),)], ids=str
+)
+def test_what_is_refused_leaves_the_networks_as_they_were(arguments):
+    pipe = tiny_pipeline()
+    wanted = images(pipe)
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        pipe.to(*arguments)
+    assert pipe.dtype == torch.float32 and torch.equal(images(pipe), wanted)
+
+
+# Numbers that overflow
+
+
+def overflowing(pipe, monkeypatch, dtypes):
+    """Let the decoder return one NaN in these precisions."""
+    decode = pipe.vae.decode
+
+    def broken(latents):
+        image = decode(latents)
+        if latents.dtype in dtypes:
+            image[-1, 0, 0, 0] = float("nan")
+        return image
+
+    monkeypatch.setattr(pipe.vae, "decode", broken)
+
+
+def test_what_overflows_is_decoded_again_in_float32(monkeypatch):
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    latents = torch.randn(2, 4, 8, 8, generator=seeded()).bfloat16()
+    narrow, weights = pipe.decode(latents), pipe.vae.state_dict()
+    overflowing(pipe, monkeypatch, [torch.bfloat16])
+    with pytest.warns(UserWarning, match="the decoder overflows in torch.bfloat16"):
+        wide = pipe.decode(latents)
+    assert wide.isfinite().all() and 0 < (wide - narrow).abs().max() < 0.05
+    for name, tensor in pipe.vae.state_dict().items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, weights[name])
+    with pytest.warns(UserWarning, match="overflows"):
+        images(pipe)
+
+
+def test_no_number_that_is_not_finite_becomes_a_black_pixel(pipe, monkeypatch):
+    with pytest.raises(FloatingPointError, match="the latents are not finite"):
+        pipe.decode(torch.full((1, 4, 8, 8), float("nan")))
+    overflowing(pipe, monkeypatch, [torch.float32])
+    with pytest.raises(FloatingPointError, match="the decoder returned NaN or infinity"):
+        images(pipe)
+
+
+# A generator for each picture
+
+
+@pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler()], ids=str)
+@pytest.mark.parametrize("image", [False, True], ids=["from noise", "from a picture"])
+def test_each_picture_is_that_of_its_generator_alone(pipe, scheduler, image, monkeypatch):
+    if scheduler is not None:
+        monkeypatch.setattr(pipe, "scheduler", scheduler)
+    settings = dict(image=torch.rand(3, 32, 32, generator=seeded(9))) if image else {}
+    prompts, seeds = ["a red house", "a blue tent"], [3, 1, 4, 1]
+    together = images(
+        pipe, prompts, generator=[*map(seeded, seeds)], num_images_per_prompt=2, **settings
+    )
+    for drawn, prompt, seed in zip(
+        together, [p for p in prompts for _ in "ab"], seeds, strict=True
+    ):
+        assert (drawn - images(pipe, prompt, seed=seed, **settings)[0]).abs().max() < 1e-5
+    assert (together[1] - together[0]).abs().max() > 1e-3
 
 
 def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path):
@@ -334,6 +416,26 @@ def test_a_picture_of_any_mode_is_read_as_rgb(pipe, picture, mode):
     assert torch.equal(images(pipe, image=converted), wanted)
 
 
+def test_a_picture_is_upright_and_on_white(pipe):
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned by a quarter when it is shown
+    for mode in ("RGB", "L"):
+        wide = Image.new(mode, (64, 32))
+        wide.info["exif"] = exif.tobytes()
+        assert as_tensor(wide, mode).shape == (1, len(mode), 64, 32)
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    clear.paste((200, 30, 30, 255), (8, 8, 16, 16))
+    assert as_tensor(clear, "RGB")[0, :, 0, 0].tolist() == [1, 1, 1]
+    assert as_tensor(clear, "RGB")[0, 0, 9, 9] == torch.tensor(200 / 255)
+    assert as_tensor(clear, "L")[0, 0, 0, 0] == 0  # nothing in a mask is drawn anew
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off():
+    grey = Image.fromarray(np.array([[0, 256, 65535, 32768]], dtype="uint16"))
+    assert grey.mode == "I;16"
+    assert (as_tensor(grey, "L") * 255).flatten().tolist() == [0, 1, 255, 128]
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "1"])
 def test_a_mask_of_any_mode_is_read_as_grey(pipe, picture, mode):
     grey = Image.new("L", (32, 32))
@@ -428,12 +530,18 @@ def test_a_light_grey_is_white_and_a_dark_one_black(pipe, picture):
     ("settings", "message"),
     [
         (dict(image="x.png"), "PIL image or a tensor, got str"),
-        (dict(image=torch.rand(1, 32, 32)), "3 channels in"),
+        (dict(image=torch.rand(1, 32, 32)), r"3 channels, \(3, h, w\): got \(1, 32, 32\)"),
+        (
+            dict(image=torch.rand(3, 1, 32, 32)),
+            r"a picture must have .* got \(3, 1, 32, 32\)",
+        ),  # three grey pictures
+        (dict(image=torch.rand(2, 3, 32, 32)), r"a picture must have .* got \(2, 3, 32, 32\)"),
+        (dict(image=torch.rand(3, 0, 32)), r"got \(3, 0, 32\)"),
         (dict(image=2 * torch.ones(3, 32, 32)), r"in \[0,1\]"),
         (dict(image=torch.rand(3, 30, 32)), "multiples of 8, got 30 and 32"),
         (dict(image=torch.rand(3, 32, 36)), "multiples of 8, got 32 and 36"),  # the U-Net halves
-        (dict(image=Image.new("I;16", (32, 32))), "8 bits a channel, this one is I;16"),
-        (dict(image=Image.new("F", (32, 32))), "8 bits a channel, this one is F"),
+        (dict(image=Image.new("I", (32, 32))), "8 or 16 bits a channel, this one is I"),
+        (dict(image=Image.new("F", (32, 32))), "8 or 16 bits a channel, this one is F"),
         (dict(image=torch.rand(3, 32, 32), strength=0.0), "strength must be above 0"),
         (dict(image=torch.rand(3, 32, 32), strength=1.01), "at most 1, got 1.01"),
         (dict(image=torch.rand(3, 32, 32), strength=float("nan")), "at most 1, got nan"),

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from minisd.data.postcards import Postcards
+from minisd.progress import progress
 from minisd.tokenizer import Tokenizer
 from minisd.vae import AutoencoderKL
 
@@ -50,7 +50,7 @@ class Latents(Dataset):
     def __init__(self, dataset: Captioned, vae: AutoencoderKL, batch_size: int = 250):
         self.source, self.ids = dataset.source, dataset.ids
         device = next(vae.parameters()).device
-        batches = tqdm(DataLoader(dataset, batch_size), desc="encoding", delay=2, leave=False)
+        batches = progress(DataLoader(dataset, batch_size), desc="encoding", delay=2, leave=False)
         self.latents = torch.cat([vae.encode(images.to(device)).cpu() for images, _ in batches])
 
     def __len__(self) -> int:

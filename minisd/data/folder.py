@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from minisd.data.images import open_picture
 from minisd.files import expand, inside, parse_json, read_text
 
 COLUMNS = ("file_name", "text")
@@ -119,13 +120,5 @@ def parse_csv(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 
 def read_image(path: Path, size: int) -> Tensor:
     """Return the middle of a picture file, (3,size,size) in [-1,1]; raises ValueError."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image = image.convert("RGBA")
-    except Exception as error:  # each of the decoders raises its own
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB")
-    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    image = ImageOps.fit(open_picture(path), (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

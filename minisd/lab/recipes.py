@@ -79,7 +79,7 @@ def save_beside_system(unet: UNet, folder: Path, dataset: Dataset) -> None:
     """Save a trained U-Net that reads maps; all else is that of `postcards`."""
     unet.save_pretrained(folder / "unet", dtype=torch.float16)
     POSTCARDS_SAMPLER.save_pretrained(folder / "scheduler")
-    index = {"_class_name": MapPipeline.__name__, "system": evaluation.POSTCARDS}
+    index = {"_class_name": MapPipeline.__name__, "base_model": evaluation.POSTCARDS}
     write_json(folder / INDEX, index)
 
 

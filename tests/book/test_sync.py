@@ -36,8 +36,6 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.classifier.classification_accuracy": "counts the right answers of `classify`",
     "minisd.classifier.random_warp": "turns and shifts the pictures that a judge learns from",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
-    "minisd.stable_diffusion.as_tensor": "reads a picture of any kind",
-    "minisd.stable_diffusion.as_type": "changes the kind of picture",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",

@@ -1,5 +1,6 @@
 """The command: what it prints, what it writes, and one clear line for whatever goes wrong."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from accelerate.state import AcceleratorState
 from helpers import tiny_pipeline
 from PIL import Image
 from tiny import RECIPES as TINY
+from tqdm import tqdm
 
 import minisd.cli
+import minisd.lab.artist
 import minisd.lab.recipes
 from minisd import UNet, UNetConfig
 from minisd.book.plots import image_grid
@@ -84,7 +88,7 @@ def words(tmp_path_factory):
 def maps(tmp_path_factory):
     """A folder with a tiny pipeline that also reads maps, which has learned nothing."""
     folder = tmp_path_factory.mktemp("models") / "maps"
-    tiny_pipeline(MapPipeline, beside=64).save_pretrained(folder)
+    tiny_pipeline(MapPipeline, extra_channels=64).save_pretrained(folder)
     return folder
 
 
@@ -124,12 +128,11 @@ def test_train_saves_a_model_and_says_where(command, tmp_path):
 def test_a_bar_shows_how_far_it_is(command, model, monkeypatch):
     bars = []
 
-    class Spy(minisd.cli.tqdm):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            bars.append(self)
+    def spy(*arguments, **settings):
+        bars.append(tqdm(*arguments, **settings))
+        return bars[-1]
 
-    monkeypatch.setattr("minisd.cli.tqdm", Spy)
+    monkeypatch.setattr("minisd.cli.progress", spy)
     assert command("train", "tiny-classifier", "--out", "there")[0] == 0
     assert command("generate", model, "-n", 3, "--steps", 1)[0] == 0
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(10, 10, "step"), (3, 3, "image")]
@@ -363,6 +366,10 @@ def test_more_samples_than_real_digits(command, model, judge, few_digits, monkey
         ("generate", "MODEL", "--steps", "0"),
         ("generate", "MODEL", "--steps", "-5"),
         ("generate", "MODEL", "--seed", "-1"),
+        ("generate", "MODEL", "--seed", "18446744073709551616"),
+        ("evaluate", "MODEL", "--seed", "18446744073709551616"),
+        ("train", "tiny-ddpm", "--seed", "18446744073709551616"),
+        ("generate", "MODEL", "--dtype", "int4"),
         ("generate", "MODEL", "--sampler", "euler-maruyama"),
         ("evaluate", "MODEL", "-n", "1"),
         ("train", "tiny-ddpm", "--steps", "-200"),
@@ -380,6 +387,125 @@ def test_wrong_usage(command, tmp_path, model, arguments):
     assert status == 2 and out == ""
     assert err.startswith("Usage: ") and "Traceback" not in err
     assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("action", ["generate", "evaluate", "train"])
+@pytest.mark.parametrize("seed", [2**64, -1, "1.5", "seven"])
+def test_the_range_of_a_seed_is_told(command, tmp_path, model, action, seed):
+    status, _, err = command(action, model, f"--seed={seed}")
+    told = " ".join(err.replace("│", " ").split())  # without the frame around it
+    assert status == 2
+    assert f"must be a whole number between 0 and 18446744073709551615, got {seed}" in told
+
+
+def test_the_largest_seed(command, tmp_path, model):
+    arguments = ("-n", 1, "--steps", 1, "--seed", 2**64 - 1)
+    assert command("generate", model, *arguments)[0] == 0
+    assert command("train", "tiny-ddpm", "--steps", 1, "--seed", 2**64 - 1)[0] == 0
+
+
+@pytest.mark.parametrize("recipe", [None, 7, ["tiny-ddpm"], {}], ids=str)
+def test_a_training_without_a_recipe(command, tmp_path, model, recipe):
+    training = {} if recipe is None else {"recipe": recipe}
+    folder = broken(model, tmp_path, "training.json", json.dumps(training).encode())
+    assert "training.json names no recipe" in one_line(*command("evaluate", folder))
+
+
+def test_half_precision_is_refused_on_a_cpu_and_bfloat16_is_not(command, tmp_path, model):
+    arguments = ("generate", model, "-n", 1, "--steps", 1, "--dtype")
+    assert "float16 needs a GPU" in one_line(*command(*arguments, "float16"))
+    assert tree(tmp_path) == []
+    assert command(*arguments, "bfloat16")[0] == 0
+
+
+def test_a_variant_names_the_files_to_load(command, tmp_path, model):
+    line = one_line(*command("generate", model, "--variant", "fp16"))
+    assert "model.fp16.safetensors does not exist" in line
+
+
+@pytest.mark.parametrize("option", ["--image", "--mask", "--map"])
+@pytest.mark.parametrize("fault", ["cut off", "too large", "16 bytes of nothing"])
+def test_a_picture_that_cannot_be_read_is_named(command, words, monkeypatch, option, fault):
+    """There may be three pictures: the line says which."""
+    Image.effect_noise((32, 32), 60).convert("RGB").save("good.jpg")
+    content = Path("good.jpg").read_bytes()
+    Path("bad.jpg").write_bytes(content[: len(content) // 2] if fault == "cut off" else content)
+    if fault == "too large":
+        Image.new("1", (300, 300)).save("bad.jpg")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
+    if fault == "16 bytes of nothing":
+        Path("bad.jpg").write_bytes(bytes(16))
+    good = {each: "good.jpg" for each in ("--image", "--mask") if each != option}
+    arguments = [part for pair in good.items() for part in pair]
+    line = one_line(*command("generate", words, "a house", *arguments, option, "bad.jpg"))
+    assert "bad.jpg cannot be read as a picture: " in line
+
+
+def test_a_photo_is_used_upright(command, words):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.effect_noise((48, 32), 60).convert("RGB").save("photo.jpg", exif=exif)
+    arguments = ("a house", "--image", "photo.jpg", "--steps", 2, "-o", "x.png")
+    assert command("generate", words, *arguments)[0] == 0
+    assert Image.open("x.png").size == (4 * 32, 4 * 48)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(command, tmp_path, monkeypatch, words, model):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    Image.new("RGB", (32, 32), "red").save(home / "red.png")
+    Image.new("L", (32, 32), 255).save(home / "all.png")
+    arguments = ["a house", "--image", "~/red.png", "--mask", "~/all.png", "--steps", 2]
+    arguments += ["-o", "~/x.png", "--animate", "~/x.gif"]
+    status, _, err = command("generate", words, *arguments)
+    assert status == 0, err
+    assert command("train", "tiny-classifier", "--out", "~/runs/there", "--steps", 5)[0] == 0
+    assert "no-such.png does not exist" in one_line(
+        *command("generate", words, "--map", "~/no-such.png")
+    )
+    assert {"x.png", "x.gif", "runs"} <= {path.name for path in home.iterdir()}
+    assert not (tmp_path / "~").exists()
+    status, _, err = command("generate", words, "a house", "-o", "~nobody-of-that-name/x.png")
+    assert status == 2 and "Traceback" not in err
+
+
+def test_what_the_console_cannot_show_is_escaped(command, labels, words, monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True)
+    monkeypatch.setattr(
+        sys, "argv", ["minisd", "generate", str(words), "a house \u5bb6", "--steps", "1"]
+    )
+    monkeypatch.setattr(sys, "stdout", narrow)
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    assert rb"\u5bb6" in narrow.buffer.getvalue()
+
+
+def test_one_seed_is_one_picture_on_every_device(command, model, monkeypatch):
+    """The generator is one of the CPU, whatever device draws."""
+    devices = []
+    monkeypatch.setattr(minisd.lab.artist.Artist, "draw", lambda self, **wish: devices.append(
+        wish["generator"].device.type) or iter([torch.zeros(1, 1, 8, 8)]))  # fmt: skip
+    monkeypatch.setattr("minisd.device.best_device", lambda: torch.device("meta"))
+    assert command("generate", model, "-n", 1)[0] == 0
+    assert devices == ["cpu"]
+
+
+@pytest.mark.parametrize("action", ["info", "evaluate"])
+def test_the_hub_is_asked_for_what_is_read(command, tmp_path, monkeypatch, model, action):
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    command(action, "owner/model", *(["-n", "2", "--steps", "1"] if action == "evaluate" else []))
+    assert asked and not {"*", "*.bin", "*.ckpt"} & set(asked)
+    first = {"info": "card.md", "evaluate": "training.json"}[action]
+    assert asked[0] == first and (action == "evaluate" or asked == [first])
 
 
 def test_more_steps_than_the_chain_has(command, tmp_path, model):
@@ -416,12 +542,29 @@ def test_a_folder_without_permission(command, tmp_path):
     assert tree(tmp_path) == ["theirs"]
 
 
-def test_an_output_that_is_a_folder(command, tmp_path, model):
-    (tmp_path / "grid.png").mkdir()
-    status, out, err = command("generate", model, "-n", 1, "--steps", 1, "-o", "grid.png")
-    assert status == 1 and out == ""
-    assert err.splitlines()[-1].startswith("minisd: error: ") and "Traceback" not in err
-    assert tree(tmp_path) == ["grid.png"]
+@pytest.mark.parametrize("option", ["-o", "--animate"])
+def test_an_output_that_is_a_folder_is_refused_before_the_work(command, tmp_path, option):
+    name = {"-o": "grid.png", "--animate": "grid.gif"}[option]
+    (tmp_path / name).mkdir()
+    line = one_line(*command("generate", "no-such-model", option, name))
+    assert f"cannot write to {name}: it is a folder" in line
+    assert tree(tmp_path) == [name]
+
+
+def test_a_file_that_is_read_only_is_refused_before_the_work(command, tmp_path, monkeypatch):
+    (tmp_path / "grid.png").write_text("mine")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    line = one_line(*command("generate", "no-such-model", "-o", "grid.png"))
+    assert "cannot write to grid.png: it is read-only" in line
+    assert (tmp_path / "grid.png").read_text() == "mine"
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_work(command, tmp_path):
+    line = one_line(*command("generate", "no-such-model", "-o", "n" * 252 + ".png"))
+    assert "File name too long" in line
+    name = "n" * 250 + ".png"  # on its own it would do
+    line = one_line(*command("generate", "no-such-model", "a", "-n", 2, "--no-grid", "-o", name))
+    assert "File name too long" in line and tree(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["grid", "grid.gif", "grid.txt"])
@@ -610,7 +753,7 @@ def test_generate_from_a_picture(command, tmp_path, words, labels):
     assert np.array_equal(results[1], results[2])  # all of it is drawn anew
     for options, message in (
         (("--image", "none.png"), "none.png does not exist"),
-        (("--image", words / "model_index.json"), "not a picture"),
+        (("--image", words / "model_index.json"), "model_index.json cannot be read as a picture"),
         (("--mask", "all.png"), "a mask needs an image"),
         (("--image", "red.png", "--strength", 0), "strength must be"),
     ):

@@ -164,7 +164,7 @@ def test_a_segmenter_is_scored_label_by_label(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatch):
-    pipe = tiny_pipeline(MapPipeline, beside=64)
+    pipe = tiny_pipeline(MapPipeline, extra_channels=64)
     pipe.unet.config = replace(pipe.unet.config, sample_size=16)  # 64 x 64 pixels
     pipe.save_pretrained(tmp_path / "maps")
     UNet(SEGMENTER).save_pretrained(tmp_path / "segmenter")
@@ -187,7 +187,7 @@ def test_a_painter_of_maps_is_scored_with_and_without_words(tmp_path, monkeypatc
 
 
 def test_real_postcards_are_what_their_maps_say(tmp_path, monkeypatch):
-    tiny_pipeline(MapPipeline, beside=64).save_pretrained(tmp_path / "maps")
+    tiny_pipeline(MapPipeline, extra_channels=64).save_pretrained(tmp_path / "maps")
     UNet(SEGMENTER).save_pretrained(tmp_path / "segmenter")
     data, asked = Postcards("test", 6, seed=7), []
 

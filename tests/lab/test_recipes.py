@@ -524,13 +524,14 @@ def test_the_bundled_system_paints_what_is_asked_into_a_mask():
 def test_the_bundled_painter_of_maps_follows_map_and_words():
     data, judge = Postcards("test", 16, seed=3), Classifier.from_pretrained("postcards-judge")
     segmenter, maps = UNet.from_pretrained("postcards-segmenter"), data.masks()
-    pipe = MapPipeline.from_pretrained("postcards-maps").reading(maps)
+    pipe = MapPipeline.from_pretrained("postcards-maps")
     drawn = pipe(
         data.full_captions,
         num_inference_steps=25,
         guidance_scale=4.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
+        semantic_map=maps,
     ).images
 
     def iou(images):

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import ATTRIBUTES, LAYERS, Postcards, Scenes, masks
@@ -24,6 +23,7 @@ from minisd.lab.evaluation.settings import (
 )
 from minisd.lab.scores import Score, Scores, share_of
 from minisd.metrics import in_batches
+from minisd.progress import progress
 from minisd.stable_diffusion import StableDiffusionPipeline
 
 SUBJECT = "inpainting, another subject"
@@ -50,7 +50,7 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     data = Postcards("test", settings.n, seed=UNSEEN_SEED)
     asked, images = other_subjects(data.scenes, generator), data.images()
     boxes = boxes_around(data.scenes, asked, vae.config.downscale)
-    jobs = tqdm(zip(images, boxes, asked, strict=True), total=settings.n, delay=1)
+    jobs = progress(zip(images, boxes, asked, strict=True), total=settings.n, delay=1)
     latents = [
         inpaint(pipeline, image, box, canonical(scene), settings, generator)
         for image, box, scene in jobs

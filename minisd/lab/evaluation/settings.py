@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minisd.data.postcards import LAYERS
-from minisd.device import best_device, device_name
+from minisd.device import best_device, device_name, seeded
 from minisd.lab.artist import Artist
 from minisd.lab.scores import Score, Scores
+from minisd.progress import progress
 from minisd.schedulers.base import CONFIG_FILE
 from minisd.stable_diffusion import INDEX
 
@@ -64,10 +64,10 @@ def draw(
     A model that reads no prompts draws as many as the settings say.
     """
     artist = Artist(str(folder), settings.sampler, best_device())
-    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    generator = seeded(settings.seed)
     n = settings.n if prompts is None else len(prompts)
     batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance, maps=maps)
-    images = torch.cat(list(tqdm(batches, unit="batch", delay=1)))
+    images = torch.cat(list(progress(batches, unit="batch", delay=1)))
     how = f"seed {settings.seed}, {settings.steps} steps of {artist.sampler}"
     if prompts is not None:
         how += f", guidance {settings.guidance:g}"
@@ -83,7 +83,7 @@ def speed(folder: Path, settings: EvaluationSettings) -> Scores:
         return {}
     artist = Artist(str(folder), settings.sampler, best_device())
     prompts = None if artist.example is None else [artist.example]
-    generator = torch.Generator(artist.device).manual_seed(settings.seed)
+    generator = seeded(settings.seed)
     times = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
