@@ -207,6 +207,17 @@ def test_pndm_takes_as_many_steps_as_the_strength_says(skip, steps):
         assert len(timesteps) == steps - k + extra
 
 
+@each_spacing
+@pytest.mark.parametrize("steps", [4, 7, 30])
+def test_runge_kutta_looks_half_way(spacing, steps):
+    scheduler, evenly = (kind(timestep_spacing=spacing) for kind in (PNDMScheduler, DDIMScheduler))
+    scheduler.set_timesteps(steps)
+    evenly.set_timesteps(steps)
+    for k, (a, b) in enumerate(zip(evenly.timesteps[:3], evenly.timesteps[1:4], strict=True)):
+        calls = scheduler.timesteps[4 * k : 4 * k + 4].tolist()
+        assert calls == [a, (a + b) // 2, (a + b) // 2, b]
+
+
 @each_kind
 def test_sampling_may_begin_at_any_call(kind):
     """As diffusers' image to image cuts the list; within a step of PNDM or Heun, too."""
