@@ -44,13 +44,14 @@ class Config:
 
 GOOD = {
     "size": [1, MAX_SIZE], "shift": [-3, 0, 4], "num_layers": [1, MAX_LAYERS],
-    "rate": [0, -2, 1e-9], "maybe": [None, 3], "switch": [True, False], "name": ["", "b"], "kind": ["y"],
-    "sizes": [(), (3,)], "pairs": [(), (("a", 1), ("b", 2))], "inner": [Inner(3)],
+    "rate": [0, -2, 1e-9], "maybe": [None, 3], "switch": [True, False], "name": ["", "b"],
+    "kind": ["y"], "sizes": [(), (3,)], "pairs": [(), (("a", 1), ("b", 2))], "inner": [Inner(3)],
 }  # fmt: skip
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "size": [0, -1, 1.0, True, None, "8", MAX_SIZE + 1, 10**400, [8]],
-    "shift": [True, 0.0, -(2**40)], "num_layers": [0, MAX_LAYERS + 1], "rate": [NAN, INF, -INF, True, "1", None, 10**400],
+    "shift": [True, 0.0, -(2**40)], "num_layers": [0, MAX_LAYERS + 1],
+    "rate": [NAN, INF, -INF, True, "1", None, 10**400],
     "maybe": [0, True, "None"], "switch": [1, 0, None, "yes"], "name": [None, 3, True],
     "kind": ["z", None, ["x"]], "sizes": [3, None, "12", (0,), (True,), (1.5,), ((1,),), {"a": 1}],
     "pairs": [3, ("a", 1), (("a",),), ((1, "a"),), (("a", True),)], "inner": [3, None, ()],
