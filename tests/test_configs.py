@@ -45,8 +45,7 @@ class Config:
 GOOD = {
     "size": [1, MAX_SIZE], "shift": [-3, 0, 4], "num_layers": [1, MAX_LAYERS],
     "rate": [0, -2, 1e-9], "maybe": [None, 3], "switch": [True, False], "name": ["", "b"],
-    "kind": ["y"],
-    "sizes": [(), (3,)], "pairs": [(), (("a", 1), ("b", 2))], "inner": [Inner(3)],
+    "kind": ["y"], "sizes": [(), (3,)], "pairs": [(), (("a", 1), ("b", 2))], "inner": [Inner(3)],
 }  # fmt: skip
 NAN, INF = float("nan"), float("inf")
 BAD = {

@@ -9,7 +9,9 @@ from PIL import Image
 from minisd import StableDiffusionPipeline
 from minisd.book.plots import image_grid
 from minisd.data.postcards import Postcards
+from minisd.files import write_json
 from minisd.maps import COLOURS, MapPipeline, paint_maps, read_map
+from minisd.stable_diffusion import INDEX
 
 SETTINGS = dict(num_inference_steps=2, output_type="pt")
 MAPS = Postcards("train", 3, size=32).masks()
@@ -119,6 +121,35 @@ def test_it_is_saved_and_loaded_with_its_kind(pipe, tmp_path):
     assert torch.equal(images(again, semantic_map=MAPS[0]), images(pipe, semantic_map=MAPS[0]))
     with pytest.raises(ValueError, match="holds a MapPipeline, not a StableDiffusionPipeline"):
         StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_its_system_lies_beside_it_or_is_bundled(pipe, tmp_path, monkeypatch):
+    """The folder may be a stranger's, and its index must choose neither a download nor a path."""
+
+    def asked(*arguments, **settings):
+        raise AssertionError(f"the hub was asked for {arguments}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    system = tiny_pipeline()
+    system.vae = pipe.vae
+    system.save_pretrained(tmp_path / "base_model")
+    pipe.unet.save_pretrained(tmp_path / "maps" / "unet")
+    pipe.scheduler.save_pretrained(tmp_path / "maps" / "scheduler")
+    index = {"_class_name": "MapPipeline", "base_model": "base_model"}
+    write_json(tmp_path / "maps" / INDEX, index)
+    again = MapPipeline.from_pretrained(tmp_path / "maps")
+    assert torch.equal(images(again, semantic_map=MAPS[0]), images(pipe, semantic_map=MAPS[0]))
+    for system in (
+        "evil/anything",
+        str(tmp_path / "base_model"),
+        "../system",
+        "gone",
+        3,
+        ["base_model"],
+    ):
+        write_json(tmp_path / "maps" / INDEX, index | {"base_model": system})
+        with pytest.raises(ValueError, match="must be bundled .* or lie beside"):
+            MapPipeline.from_pretrained(tmp_path / "maps")
 
 
 @pytest.mark.parametrize(

@@ -1017,3 +1017,21 @@ def test_schedulers_never_import_networks():
     )
     assert result.stdout.strip() == "alone", result.stderr
     assert issubclass(DDPMScheduler, Scheduler)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, load_scheduler], ids=lambda kind: kind.__name__)
+def test_whatever_a_file_says_loading_ends_in_a_scheduler_or_in_words(kind, tmp_path):
+    """The files come with models of strangers; a scheduler of anything else is told in words."""
+    load = kind if kind is load_scheduler else kind.from_pretrained
+    (DDIMScheduler if kind is load_scheduler else kind)().save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    raw, refused = read_json(path), 0
+    anything = [True, 0, -1, 1.5, 10**9, 10**400, float("inf"), "", "ab", [], [1], {}, {"a": 1}]
+    for name in raw:
+        for value in anything:
+            path.write_text(json.dumps(raw | {name: value}))
+            try:
+                load(tmp_path)
+            except ValueError:
+                refused += 1
+    assert refused > 3 * len(raw)

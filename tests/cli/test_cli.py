@@ -583,7 +583,7 @@ def test_a_full_disk_leaves_no_half_picture(command, tmp_path, model, monkeypatc
     monkeypatch.setattr(Image.Image, "save", full)
     status, out, err = command("generate", model, "-n", 1, "--steps", 1)
     assert status == 1 and out == ""
-    assert "minisd: error: [Errno 28] No space left on device" in err.splitlines()[-1]
+    assert "minisd: error: cannot write grid.png: No space left on device" in err.splitlines()[-1]
     assert tree(tmp_path) == []
 
 
