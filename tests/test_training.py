@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import minisd.checkpoints
 import minisd.training
 from minisd import UNet, UNetConfig
 from minisd.losses import diffusion_loss
@@ -57,7 +58,7 @@ def tensors_and_log(path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     log = [{**row, "seconds": None} for row in json.loads(metadata["log"])]
-    return load_file(path), log, metadata["settings"]
+    return load_file(path), log, json.loads(metadata["run"])
 
 
 # The loop
@@ -308,9 +309,9 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer)
     torch.manual_seed(77)
     resumed, last = run(toy, settings, broken, model=UNet(CONFIG))  # other initial weights
     assert same(model, resumed) and same(step.ema, last.ema)
-    (a, log_a, settings_a), (b, log_b, settings_b) = map(tensors_and_log, (straight, broken))
+    (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (straight, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert log_a == log_b and settings_a == settings_b == json.dumps(asdict(settings))
+    assert log_a == log_b and run_a == run_b and run_a["settings"] == asdict(settings)
 
 
 def test_a_complete_run_yields_its_end_when_it_is_resumed(toy, tmp_path):
@@ -339,7 +340,11 @@ def test_a_checkpoint_of_other_settings_is_refused(toy, tmp_path, change):
     path = tmp_path / "c.safetensors"
     run(toy, checkpoint=path, stop=4)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="other settings"):
+    ((name, value),) = change.items()
+    was = getattr(SETTINGS, name)
+    with pytest.raises(
+        ValueError, match=f"settings.{name} is {was} in the checkpoint, {value} in this run"
+    ):
         run(toy, replace(SETTINGS, **change), path)
     assert path.read_bytes() == before
 
@@ -348,7 +353,8 @@ def test_a_checkpoint_of_another_model_is_refused(toy, tmp_path):
     path = tmp_path / "c.safetensors"
     run(toy, checkpoint=path, stop=4)
     other = UNet(replace(CONFIG, channels=(8, 16)))
-    with pytest.raises(ValueError, match="belongs to another model"):
+    message = r"model.channels is \[8, 8\] in the checkpoint, \[8, 16\] in this run"
+    with pytest.raises(ValueError, match=message):
         run(toy, checkpoint=path, model=other)
 
 
@@ -365,13 +371,13 @@ def test_a_truncated_checkpoint_is_refused(toy, tmp_path, share):
 def test_a_foreign_safetensors_file_is_no_checkpoint(toy, tmp_path):
     path = tmp_path / "c.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="c.safetensors is no checkpoint"):
         run(toy, checkpoint=path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(toy, tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
-    real = minisd.training.save_file
+    real = minisd.checkpoints.save_file
 
     def full_disk(tensors, file, metadata):
         if json.loads(metadata["log"])[-1]["step"] > 4:
@@ -380,7 +386,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(toy, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(tensors, file, metadata)
 
-    monkeypatch.setattr(minisd.training, "save_file", full_disk)
+    monkeypatch.setattr(minisd.checkpoints, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         run(toy, checkpoint=path)
     assert os.listdir(tmp_path) == ["c.safetensors"]

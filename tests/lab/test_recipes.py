@@ -10,7 +10,15 @@ from safetensors.torch import load_file
 from tiny import RECIPES as TINY
 from tiny import TINY_JUDGE
 
-from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, UNetConfig, VAEConfig
+from minisd import (
+    AutoencoderKL,
+    DDIMScheduler,
+    Tokenizer,
+    TokenizerConfig,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import Postcards
 from minisd.data.postcards.captions import SKIES
@@ -21,8 +29,6 @@ from minisd.lab.inpainting import evaluate_inpainting
 from minisd.lab.recipes import (
     DIGITS_SCHEDULER,
     RECIPES,
-    Recipe,
-    TokenizerRecipe,
     find_recipe,
     frozen_parts,
     postcards_clip,
@@ -35,12 +41,11 @@ from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.schedulers import load_scheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 
-SHORT = {
-    name: recipe.changed(steps=20) for name, recipe in TINY.items() if isinstance(recipe, Recipe)
-}
+SHORT = {name: recipe.changed(steps=20) for name, recipe in TINY.items() if recipe.settings}
 TOKENIZER = TINY["tiny-tokenizer"]
-NETWORKS = [name for name in bundled() if isinstance(RECIPES[name], Recipe)]
-TOKENIZERS = [name for name in bundled() if isinstance(RECIPES[name], TokenizerRecipe)]
+NETWORKS = [name for name in bundled() if RECIPES[name].settings]
+TOKENIZERS = [name for name in bundled() if not RECIPES[name].settings]
+CPU = torch.device("cpu")
 
 
 def follow(recipe, folder, **settings):
@@ -84,12 +89,12 @@ def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
         "postcards-maps": [torch.randn(2, 4, 8, 8), ids, postcards.masks()],
     }
     monkeypatch.setattr(UNet, "from_pretrained", lambda *_: UNet(UNetConfig.POSTCARDS))
-    for recipe in RECIPES.values():
-        if isinstance(recipe, Recipe):
-            loss_function = recipe.loss(torch.device("cpu"))
-            loss = loss_function(recipe.model(), batches[recipe.name], torch.Generator())
-            assert loss.ndim == 0 and loss.isfinite()
-            loss.backward()
+    for name, batch in batches.items():
+        model, loss_function, _ = RECIPES[name].build(CPU)
+        loss = loss_function(model, batch, torch.Generator())
+        assert loss.ndim == 0 and loss.isfinite()
+        loss.backward()
+    assert batches.keys() == {name for name, recipe in RECIPES.items() if recipe.settings}
 
 
 @pytest.mark.slow
@@ -231,7 +236,8 @@ def test_resume_where_nothing_was_begun_begins(tmp_path, finished):
 def test_resume_with_other_settings_raises(tmp_path):
     follow(SHORT["tiny-classifier"], tmp_path, steps=10)
     for change in (dict(steps=20), dict(seed=1)):
-        with pytest.raises(ValueError, match="other settings"):
+        (name,) = change
+        with pytest.raises(ValueError, match=f"settings.{name} is .* in the checkpoint"):
             follow(SHORT["tiny-classifier"], tmp_path, **({"steps": 10} | change), resume=True)
 
 
@@ -286,7 +292,7 @@ def test_a_tokenizer_is_made_without_steps(tokenizer):
     ]
     made, data = Tokenizer.from_pretrained(tokenizer), TOKENIZER.dataset()
     learned = Tokenizer.train(
-        data.captions + data.full_captions, TOKENIZER.vocab_size, TOKENIZER.config
+        data.captions + data.full_captions, 300, TokenizerConfig(model_max_length=40)
     )
     assert (made.vocab, made.ranks, made.config) == (learned.vocab, learned.ranks, learned.config)
 
@@ -342,7 +348,7 @@ def test_clip_needs_its_tokenizer(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
         follow(SHORT["tiny-clip"], tmp_path)
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
-        RECIPES["clip-postcards"].model()
+        RECIPES["clip-postcards"].build(CPU)
 
 
 def test_the_longest_caption_that_can_be_fits_the_tokenizer():
@@ -388,7 +394,7 @@ def test_a_bundled_checkpoint_is_complete(name, tmp_path):
         training["settings"]["steps"] * training["settings"]["batch_size"]
     )
     assert training["commit"] and training["scores"]
-    trained = folder / ("unet" if RECIPES[name].product == INDEX else "")
+    trained = folder / ("unet" if RECIPES[name].output == INDEX else "")
     assert read_json(trained / "config.json")
     (weights,) = trained.glob("*.safetensors")
     stored = load_file(weights)
@@ -418,8 +424,8 @@ def test_a_bundled_tokenizer_is_what_its_recipe_makes(name, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_bundled_checkpoint_was_made_by_its_recipe(name):
     training, recipe = read_json(CHECKPOINTS / name / "training.json"), find_recipe(name)
-    model = recipe.model()
-    subfolder = "unet" if recipe.product == INDEX else ""
+    model = recipe.build(CPU).model
+    subfolder = "unet" if recipe.output == INDEX else ""
     loaded = type(model).from_pretrained(name, subfolder).config
     if name == "postcards-vae":  # the factor is measured at the end
         assert loaded.scaling_factor != 1
@@ -435,7 +441,7 @@ def test_bundled_checkpoints_are_small():
     assert sizes and max(sizes.values()) < 12e6, sizes
     assert sum(sizes.values()) < 60e6
     recipe = RECIPES["postcards"]
-    system = {recipe.name, *recipe.needs}
+    system = {recipe.name, *recipe.requires}
     of_system = [
         n for file, n in sizes.items() if system & set(file.relative_to(CHECKPOINTS).parts)
     ]
@@ -460,7 +466,7 @@ def test_the_readme_says_what_the_cards_say():
             f"prompt accuracy, all attributes, {kind} combinations"
         ]
         assert score.split()[0] in readme
-    parts = (*RECIPES["postcards"].needs, "postcards")
+    parts = (*RECIPES["postcards"].requires, "postcards")
     minutes = sum(books[part]["cost"]["seconds"] for part in parts) / 60
     assert f"in {minutes:.0f} minutes on 2 CPU cores" in readme
 
