@@ -1,14 +1,19 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import randomise
 from safetensors.torch import load_file
 from tiny import RECIPES as TINY
-from tiny import TINY_JUDGE
+from tiny import TINY_JUDGE, small_digits
 
 from minisd import (
     AutoencoderKL,
@@ -23,7 +28,7 @@ from minisd.classifier import Classifier, classify
 from minisd.data.postcards import Postcards
 from minisd.data.postcards.captions import SKIES
 from minisd.files import read_json, write_json
-from minisd.lab.cards import add_scores, write_card
+from minisd.lab.cards import add_scores, commit, write_card
 from minisd.lab.evaluation import EvaluationSettings
 from minisd.lab.inpainting import evaluate_inpainting
 from minisd.lab.recipes import (
@@ -183,6 +188,47 @@ def test_training_json_tells_how_the_model_was_made(finished):
     assert training["cost"]["images"] == 20 * 16
     assert training["cost"]["seconds"] == last.log[-1]["seconds"] > 0
     assert training["commit"]
+    assert training["model"]["class"] == "UNet" and training["model"]["channels"] == [8, 16]
+    assert training["cost"]["precision"] == "no" and training["cost"]["processes"] == 1
+    assert "- model: UNet(sample_size=14, " in (folder / "card.md").read_text()
+
+
+REAL_RUN = subprocess.run
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        FileNotFoundError("git"),
+        PermissionError("git"),
+        subprocess.TimeoutExpired("git", 30),
+        [sys.executable, "-c", "import sys; sys.exit('fatal: detected dubious ownership')"],
+    ],
+    ids=["no git", "not allowed", "slow", "refused"],
+)
+def test_where_git_cannot_tell_the_version_stands_for_the_commit(fault, monkeypatch):
+    def git(command, **others):
+        if isinstance(fault, Exception):
+            raise fault
+        return REAL_RUN(fault, **others)
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert commit() == f"minisd {version('minisd')}"
+    monkeypatch.setattr("minisd.lab.cards.version", missing)
+    assert commit() == "unknown"
+
+
+def missing(name):
+    raise PackageNotFoundError(name)
+
+
+def test_the_commit_is_that_of_the_repository():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("this is no repository")
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    assert head and commit().removesuffix("-dirty") == head
 
 
 def test_a_classifier_has_no_scheduler(tmp_path):
@@ -239,6 +285,49 @@ def test_resume_with_other_settings_raises(tmp_path):
         (name,) = change
         with pytest.raises(ValueError, match=f"settings.{name} is .* in the checkpoint"):
             follow(SHORT["tiny-classifier"], tmp_path, **({"steps": 10} | change), resume=True)
+
+
+def test_resume_in_another_precision_raises(tmp_path):
+    recipe = SHORT["tiny-classifier"]
+    loop = run(recipe, tmp_path, steps=10)
+    while next(loop).step < 5:
+        pass
+    loop.close()
+    with pytest.raises(ValueError, match="precision is 'no' in the checkpoint, 'bf16' in this run"):
+        follow(recipe, tmp_path, steps=10, resume=True, mixed_precision="bf16")
+    assert not (tmp_path / "card.md").exists()
+    follow(recipe, tmp_path, steps=10, resume=True)
+    assert read_json(tmp_path / "training.json")["cost"]["precision"] == "no"
+
+
+def test_resume_of_another_recipe_or_with_other_data_raises(tmp_path, monkeypatch):
+    recipe = SHORT["tiny-classifier"]
+    follow(recipe, tmp_path, steps=10)
+    for change, message in (
+        (dict(name="other"), "recipe is 'tiny-classifier' in the checkpoint, 'other'"),
+        (dict(dataset=few_digits), "data is 'UCI digits' in the checkpoint, 'MNIST' in this run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            follow(replace(recipe, **change), tmp_path, steps=10, resume=True)
+
+
+def few_digits():
+    """As many digits, of another source: as if MNIST could be reached again."""
+    digits = small_digits()
+    digits.source = "MNIST"
+    return digits
+
+
+def test_a_run_trains_in_its_precision_whatever_ran_before(tmp_path):
+    """As in a notebook, where `train` has run before."""
+    weights = []
+    for name, precision in (("a", "bf16"), ("b", "no"), ("c", "bf16")):
+        follow(SHORT["tiny-ddpm"], tmp_path / name, steps=5, mixed_precision=precision)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        training = read_json(tmp_path / name / "training.json")
+        assert training["cost"]["precision"] == precision
+        assert f"--precision {precision}" in (tmp_path / name / "card.md").read_text()
+    assert weights[0] == weights[2] != weights[1]
 
 
 def test_bad_settings_raise_before_anything_is_written(tmp_path):
@@ -317,6 +406,14 @@ def test_a_tokenizer_is_not_overwritten_and_resumes_to_itself(tokenizer):
     list(run(TOKENIZER, tokenizer, seed=3, resume=True))
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         assert (tokenizer / name).read_bytes() == before[name]
+
+
+@pytest.mark.parametrize("name", ["tiny-tokenizer", "tiny-classifier"])
+def test_the_main_process_alone_writes(name, tmp_path, monkeypatch):
+    recipe = TINY[name] if name == "tiny-tokenizer" else TINY[name].changed(steps=5)
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    list(run(recipe, tmp_path))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_tokenizer_has_no_steps(tmp_path):
