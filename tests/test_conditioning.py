@@ -91,9 +91,8 @@ def test_the_loss_shows_the_network_what_was_prepared(generator):
 
 
 def test_dropped_texts_are_read_as_the_empty_text(generator):
-    text_encoder = randomise(
-        CLIPTextModel(CLIPTextConfig(9, 4, 8, 1, 2, eos_token_id=8)), generator
-    )
+    config = CLIPTextConfig(9, 4, 8, 1, 2, eos_token_id=8)
+    text_encoder = randomise(CLIPTextModel(config), generator)
     images = torch.randn(2000, 4, 2, 2)
     ids = torch.tensor([[7, 1, 2, 8], [7, 3, 8, 8]]).repeat(1000, 1)
     empty_ids = torch.tensor([7, 8, 8, 8])

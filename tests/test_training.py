@@ -209,11 +209,12 @@ def types_seen(model, accelerator=None):
 
 def test_each_run_has_the_precision_that_it_asks_for():
     """accelerate alone refuses a second precision, or keeps the first without a word."""
-    model, ours = Seen(), new_accelerator("bf16")
+    model, ours, half = Seen(), new_accelerator("bf16"), half_precision()
     assert types_seen(model) == {torch.float32}
     assert types_seen(model, new_accelerator("bf16")) == {torch.bfloat16}
     assert types_seen(model, new_accelerator("no")) == {torch.float32}
     assert types_seen(model, ours) == {torch.bfloat16} and ours.mixed_precision == "bf16"
+    assert types_seen(model, half) == {torch.float16}
     assert types_seen(model) == {torch.float32}
 
 
@@ -451,7 +452,8 @@ def test_a_checkpoint_of_another_machine_or_version_is_refused(toy, tmp_path, fi
     tensors, log, described = tensors_and_log(path)
     metadata = {"run": json.dumps(described | {field: value}), "log": json.dumps(log)}
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=f"{field} is {value!r} in the checkpoint, "):
+    message = f"{field} is {value!r} in the checkpoint, {described[field]!r} in this run"
+    with pytest.raises(ValueError, match=message):
         run(toy, checkpoint=path)
 
 
