@@ -5,7 +5,8 @@ The package of the book. Where the code of each chapter lives:
     1  The big picture           stable_diffusion (used; chapter 10 builds it)
     2  Adding noise              schedules
     3  The U-Net                 layers, unet
-    4  Training a DDPM           schedulers.base, .ddpm, losses, training, pipeline, device
+    4  Training a DDPM           schedulers.base, .ddpm, losses, training, checkpoints, pipeline,
+                                 device
     5  Schedulers                schedulers
     6  Tokens and transformers   tokenizer, layers, clip
     7  CLIP                      clip, losses, data.postcards

@@ -105,7 +105,7 @@ def train(
     out = out or Path("runs") / recipe
     plan = [(wanted, out)]
     if everything:
-        plan = [(find_recipe(name), out.parent / name) for name in wanted.needs] + plan
+        plan = [(find_recipe(name), out.parent / name) for name in wanted.requires] + plan
     with preferring(out.parent) if everything else nullcontext():
         for part, folder in plan:
             wish = steps if part.steps or part is wanted else None

@@ -1,7 +1,7 @@
 """Chapters 4, 7 and 9: what is minimised, one function for each kind of model.
 
-The functions that return a loss fit `minisd.training.train`. Every term is a mean over the numbers
-of an image, so that a weight means the same at every size.
+Each loss fits `minisd.training.train`. Every term is a mean over the numbers of an image, so that
+a weight means the same at every size.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,16 +55,20 @@ def diffusion_loss(
 def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
     """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
 
-    The padding that all the texts end with is left away: no token looks ahead, so it changes
-    nothing. Nothing in it is drawn at random.
+    The padding that all texts share is cut off: it comes last and no token looks ahead, so the loss
+    stays the same. Nothing is drawn at random. Raises ValueError where several processes share a
+    batch: each would compare its own pairs only.
     """
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError("CLIP compares all pairs of a batch with each other: use one process")
     images, ids = batch
     longest = int((ids != ids[:, -1:]).sum(dim=1).max()) + 1
     return contrastive_loss(model(images, ids[:, :longest]))
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """Return the symmetric loss of logits (b,b), whose diagonal holds the pairs that belong.
+    """Return the symmetric cross-entropy of logits (b,b), whose diagonal holds the true pairs.
 
     Each image must find its text among all, and each text its image. Radford et al. 2021, fig. 3.
     Raises ValueError if the logits are not square.
@@ -75,13 +79,15 @@ def contrastive_loss(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-def classifier_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+def classifier_loss(
+    classifier: nn.Module, batch: list[Tensor], generator: torch.Generator
+) -> Tensor:
     """Return the cross-entropy of (images (b,c,h,w), labels) after a small random warp.
 
     Labels are (b,) for one question, (b,questions) for several, whose losses are summed.
     """
     images, labels = batch
-    answers = judge(random_warp(images, generator)).values()
+    answers = classifier(random_warp(images, generator)).values()
     columns = labels.view(len(labels), -1).unbind(1)
     return sum(
         F.cross_entropy(logits, column, label_smoothing=0.05)
@@ -90,17 +96,18 @@ def classifier_loss(judge: nn.Module, batch: list[Tensor], generator: torch.Gene
 
 
 def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the cross-entropy of every pixel; a batch begins with images and ends with maps.
+    """Return the mean cross-entropy of the pixels of a batch (images, ..., maps (b,h,w)).
 
-    A U-Net that says for each pixel what it belongs to: Ronneberger et al. 2015, with t left at 0.
+    The U-Net classifies every pixel, as in Ronneberger et al. 2015; its t is always 0.
     """
     return F.cross_entropy(unet(batch[0], 0), batch[-1])
 
 
 def perceptual_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
-    """Compare the directions of feature maps (b,c,h,w), position by position, layer by layer.
+    """Return the distance between feature maps (b,c,h,w), each position's features normalised.
 
-    Zhang et al. 2018, eq. 1, with all weights 1: from 0 for equal maps to 4 per layer.
+    Zhang et al. 2018, eq. 1, with all weights 1: from 0 for equal directions to 4 for opposite
+    ones, per layer.
     """
     layers = [
         (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean()
@@ -118,7 +125,7 @@ def autoencoder_loss(
     """Return the loss of an AutoencoderKL for batches whose first entry is images (b,c,h,w).
 
     distance + kl_weight KL + perceptual_weight perceptual distance: Rombach et al. 2022, eq. 25,
-    without its adversary. The network behind `features` is used as it is: freeze it before.
+    without its adversary. Freeze the network behind `features` before training.
     """
 
     def loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -127,18 +134,18 @@ def autoencoder_loss(
         total = distance(reconstruction, images)
         total = total + kl_weight * posterior.kl().mean() / images[0].numel()
         if features is not None:
-            unlike = perceptual_distance(features(reconstruction), features(images))
-            total = total + perceptual_weight * unlike
+            perceptual = perceptual_distance(features(reconstruction), features(images))
+            total = total + perceptual_weight * perceptual
         return total
 
     return loss
 
 
 class PatchDiscriminator(nn.Module):
-    """Tell real from reconstructed, patch by patch: images (b,c,h,w) -> logits (b,1,h/8,w/8).
+    """Tell real from reconstructed patches: images (b,c,h,w) -> logits (b,1,h/8,w/8), real high.
 
-    Isola et al. 2017, section 3.2.2, with group norm. Raises ValueError if a width is no multiple
-    of 8.
+    Isola et al. 2017, section 3.2.2, with group norm. Raises ValueError unless every number of
+    channels is a multiple of 8.
     """
 
     def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128)):
@@ -158,31 +165,37 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the hinge loss of logits for real and for made images. Lim and Ye 2017."""
+    """Return the discriminator's hinge loss of its logits for real and fake images.
+
+    Lim and Ye 2017.
+    """
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Return the loss of whoever made the images with these logits. Lim and Ye 2017."""
+    """Return the generator's hinge loss, of the discriminator's logits for fake images.
+
+    Lim and Ye 2017.
+    """
     return -fake.mean()
 
 
-def adaptive_weight(alike: Tensor, fooling: Tensor, image: Tensor) -> Tensor:
-    """Return the weight at which the loss `fooling` pulls at `image` as hard as `alike` does.
+def adaptive_weight(rec_loss: Tensor, g_loss: Tensor, image: Tensor) -> Tensor:
+    """Return the weight of `g_loss` at which both losses have gradients of one length at `image`.
 
     Esser et al. 2021, eq. 7, with the gradients at the decoder's output, not at its last weights.
     """
-    (alike_gradient,) = torch.autograd.grad(alike, image, retain_graph=True)
-    (fooling_gradient,) = torch.autograd.grad(fooling, image, retain_graph=True)
-    return (alike_gradient.norm() / (fooling_gradient.norm() + 1e-6)).clamp(max=1e4).detach()
+    (rec_grad,) = torch.autograd.grad(rec_loss, image, retain_graph=True)
+    (g_grad,) = torch.autograd.grad(g_loss, image, retain_graph=True)
+    return (rec_grad.norm() / (g_grad.norm() + 1e-6)).clamp(max=1e4).detach()
 
 
 class AdversarialAutoencoder(nn.Module):
-    """An autoencoder and its adversary as one model: one optimiser, one checkpoint for both.
+    """An autoencoder and its discriminator as one model, with one optimiser and one checkpoint.
 
-    No gradient passes from the one's loss to the other's weights. images (b,c,h,w) ->
-    reconstruction, posterior, and the discriminator's logits of three kinds: of the
-    reconstruction to train the autoencoder; of images and of reconstruction to train itself.
+    images (b,c,h,w) -> reconstruction, posterior, and the discriminator's logits: of the
+    reconstruction, to train the autoencoder; of real images and of the reconstruction, to train the
+    discriminator. Neither loss has a gradient for the other network.
     """
 
     def __init__(self, autoencoder: nn.Module, discriminator: nn.Module):
@@ -195,22 +208,22 @@ class AdversarialAutoencoder(nn.Module):
     ) -> tuple[Tensor, DiagonalGaussian, Tensor, Tensor, Tensor]:
         reconstruction, posterior = self.autoencoder(images, generator)
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        judged = functional_call(self.discriminator, frozen, reconstruction)
+        g_logits = functional_call(self.discriminator, frozen, reconstruction)
         real, fake = self.discriminator(images), self.discriminator(reconstruction.detach())
-        return reconstruction, posterior, judged, real, fake
+        return reconstruction, posterior, g_logits, real, fake
 
 
 def adversarial_loss(loss_function: LossFunction, weight: float = 0.5) -> LossFunction:
-    """Return the loss of an AdversarialAutoencoder, whose autoencoder has `loss_function`.
+    """Return the loss of an AdversarialAutoencoder whose autoencoder has `loss_function`.
 
-    Both are updated in the same step, where Esser et al. 2021 take turns.
+    Both networks learn in every step; in Esser et al. 2021 they take turns.
     """
 
     def loss(model: nn.Module, batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        reconstruction, posterior, judged, real, fake = model(batch[0], generator)
-        alike = loss_function(lambda *_: (reconstruction, posterior), batch, generator)
-        fooling = generator_loss(judged)
-        balance = weight * adaptive_weight(alike, fooling, reconstruction)
-        return alike + balance * fooling + discriminator_loss(real, fake)
+        reconstruction, posterior, g_logits, real, fake = model(batch[0], generator)
+        rec_loss = loss_function(lambda *_: (reconstruction, posterior), batch, generator)
+        g_loss = generator_loss(g_logits)
+        g_weight = weight * adaptive_weight(rec_loss, g_loss, reconstruction)
+        return rec_loss + g_weight * g_loss + discriminator_loss(real, fake)
 
     return loss

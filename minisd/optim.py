@@ -1,4 +1,4 @@
-"""Chapter 9: Muon, an optimiser that lets every direction of a weight matrix learn equally fast."""
+"""Chapter 9: Muon, an optimiser whose steps are as long in every direction of a weight matrix."""
 
 import math
 from collections.abc import Iterable
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-SMALLEST = 32  # rows and columns of what counts as a matrix
+SMALLEST = 32  # a matrix with fewer rows or columns is left to AdamW
 MOMENTUM = 0.95
-ADAM_SIZE = 0.2  # root mean square of a usual step of AdamW, in learning rates
+ADAM_SIZE = 0.2  # root mean square of a typical AdamW step, in learning rates
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return the matrix (m,n) with all but its smallest singular values brought to 0.7 to 1.2.
+    """Return the matrix (m,n) with its singular values, all but the smallest, moved to 0.7 to 1.2.
 
-    Newton-Schulz: an odd polynomial of the matrix acts on its singular values alone. Jordan et al.
-    2024, with coefficients that lift small values fast. In bfloat16: it need not be exact.
+    Newton-Schulz iteration: an odd polynomial of a matrix changes its singular values alone. The
+    coefficients raise small values fast: Jordan et al. 2024. Computes in bfloat16, which suffices.
     """
     x = matrix.bfloat16()
     wide = x if x.shape[0] <= x.shape[1] else x.T
@@ -27,11 +27,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but weights that are matrices move by orthogonal steps. Jordan et al. 2024.
+    """AdamW, except that matrices are updated with their orthogonalised momentum.
 
-    The step is that of the momentum, orthogonalised; a convolution (out,in,h,w) is a matrix
-    (out, in h w). AdamW moves the rest: vectors, and matrices with few rows or columns. A learning
-    rate means the same for both, because a factor makes the steps alike: Liu et al. 2025, sec. 2.2.
+    Jordan et al. 2024. A convolution (out,in,h,w) counts as a matrix (out, in h w); vectors and
+    matrices with few rows or columns are left to AdamW. One learning rate serves both: the steps
+    are scaled to AdamW's root mean square, as in Liu et al. 2025, section 2.2.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0):
@@ -43,7 +43,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Move all weights that have a gradient, and forget the matrices' gradients."""
+        """Update all weights that have a gradient; those of matrices lose it."""
         group = self.param_groups[1]
         for p in group["params"]:
             if p.grad is None:

@@ -2,29 +2,27 @@
 
 Everything random in a run is a function of its seed and of the step: the order of the images, the
 noise, the timesteps. So a checkpoint needs no random state, and a run that was killed and resumed
-ends with the weights that it would have had.
+ends with the weights that it would have had. It resumes only as the same run: a checkpoint says
+what else decides the weights (data, model, precision, processes), and fits no other run.
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
+from accelerate.state import AcceleratorState, SharedDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from minisd.files import replacing
+from minisd.checkpoints import describe_run, load_checkpoint, save_checkpoint
 from minisd.losses import LossFunction
 from minisd.optim import Muon
-from minisd.pretrained import read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Muon": Muon}
@@ -88,10 +86,15 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the weights of `model`: ema + (1 - decay) (model - ema)."""
+        """Move the average towards the weights of `model`: ema + (1 - decay) (model - ema).
+
+        Buffers, such as the running mean of a batch norm, are copied: they average already.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
+        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
 
 
 class SeededBatches(Sampler[list[int]]):
@@ -129,6 +132,28 @@ def seed_for(seed: int, *numbers: int) -> int:
     return seed
 
 
+def new_accelerator(mixed_precision: str | None = None) -> Accelerator:
+    """Return an Accelerator with this precision, whatever others there are; None: the launcher's.
+
+    accelerate keeps one precision per process and refuses another. So the new Accelerator gets a
+    new state; others keep theirs. Raises ValueError as `check_accelerator` does.
+    """
+    AcceleratorState._shared_state = SharedDict()
+    return check_accelerator(Accelerator(mixed_precision=mixed_precision))
+
+
+def check_accelerator(accelerator: Accelerator) -> Accelerator:
+    """Return an Accelerator that `train` can use; raise ValueError for any other."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}, but here "
+            "every batch is an optimiser step: set it to 1, and batch_size to what a step takes"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
+    return accelerator
+
+
 def train(
     model: nn.Module,
     loss_function: LossFunction,
@@ -137,36 +162,44 @@ def train(
     checkpoint: Path | None = None,
     accelerator: Accelerator | None = None,
     spent: float = 0.0,
+    recipe: str | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train `model` in place and yield after every step; needs no more than a `for` loop around it.
+    """Train `model` in place and yield after every step; a `for` loop around it is all it needs.
 
     `loss_function(model, batch, generator)` returns a scalar. With a `checkpoint` path the run
-    saves itself there every `save_every` steps, and goes on from there if the file exists. Runs on
-    one device, or on several processes under accelerate. The log counts seconds from
-    `spent`, those of the preparation.
+    saves itself there every `save_every` steps, and resumes from there if the file exists; `recipe`
+    is its name in the file. Runs on one device, or on several processes under accelerate. The log
+    counts seconds from `spent`, those of the preparation.
 
-    Raises ValueError if the data set is smaller than a batch, or if the checkpoint is damaged or
-    belongs to other settings, and FloatingPointError if the loss is no longer finite.
+    Raises ValueError if the data set is smaller than a batch, if the checkpoint is damaged or
+    belongs to another run, or if the accelerator accumulates gradients; FloatingPointError if the
+    loss is no longer finite; OSError if a checkpoint cannot be written.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = check_accelerator(accelerator) if accelerator else new_accelerator()
     device, rank = accelerator.device, accelerator.process_index
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # an earlier run may have
+    vars(model).pop("_is_accelerate_prepared", None)  # left another precision in it
     ema = EMA(model.to(device), settings.ema_decay)
     optimizer = OPTIMIZERS[settings.optimizer](
         model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
+    parts = model, ema.model, optimizer, accelerator.scaler
+    run = describe_run(model, dataset, settings, accelerator, recipe)
     log: list[dict[str, float]] = []
     if checkpoint is not None and checkpoint.exists():
-        log = load_checkpoint(checkpoint, model, ema, optimizer, settings)
-    first_step = log[-1]["step"] if log else 0
+        log = load_checkpoint(checkpoint, run, *parts)
+    first_step = int(log[-1]["step"]) if log else 0
     start = time.perf_counter() - (log[-1]["seconds"] if log else spent)
     if first_step == settings.steps:  # the run was complete
         yield TrainingStep(first_step, torch.tensor(log[-1]["loss"]), 0.0, ema.model, log)
         return
     batches = SeededBatches(len(dataset), settings, first_step, rank, accelerator.num_processes)
     loader = DataLoader(dataset, batch_sampler=batches)
+    AcceleratorState._shared_state = vars(accelerator.state)  # `prepare` reads the precision there
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     generator = torch.Generator(device)
+    parameters = list(model.parameters())
     wrapped.train()
     losses = []
     for step, batch in enumerate(loader, start=first_step):
@@ -178,7 +211,7 @@ def train(
 
         loss = loss_function(wrapped, batch, generator)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+        accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(model, step)
@@ -196,60 +229,5 @@ def train(
             losses.clear()
         if checkpoint is not None and (done % settings.save_every == 0 or last):
             if accelerator.is_main_process:
-                save_checkpoint(checkpoint, model, ema, optimizer, settings, log)
+                save_checkpoint(checkpoint, run, log, *parts)
         yield TrainingStep(done, loss, learning_rate, ema.model, log)
-
-
-def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    log: list[dict[str, float]],
-) -> None:
-    """Write weights, average, optimiser state and log into one file, whole or not at all."""
-    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
-    tensors |= {f"ema.{key}": tensor for key, tensor in ema.model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
-    metadata = {"settings": json.dumps(asdict(settings)), "log": json.dumps(log)}
-    tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
-
-
-def load_checkpoint(
-    path: Path,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-) -> list[dict[str, float]]:
-    """Restore what `save_checkpoint` wrote and return its log, whose last row is its step.
-
-    Raises ValueError if the file is damaged, or was written under other settings or by another
-    model.
-    """
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    if json.loads(metadata.get("settings", "null")) != asdict(settings):
-        raise ValueError(
-            f"{path} belongs to a run with other settings; use them, or another folder"
-        )
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(".")
-        parts[part][name] = tensor
-    try:
-        model.load_state_dict(parts["model"])
-        ema.model.load_state_dict(parts["ema"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another model: {error}") from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in parts["optimizer"].items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return json.loads(metadata["log"])

@@ -3,8 +3,13 @@ import torch
 import torch.nn.functional as F
 from helpers import randomise
 
-from minisd import DDPMScheduler, UNet, UNetConfig
-from minisd.conditioning import cond_drop_mask, label_context, labelled_images
+from minisd import CLIPTextConfig, CLIPTextModel, DDPMScheduler, UNet, UNetConfig
+from minisd.conditioning import (
+    captioned_images,
+    cond_drop_mask,
+    label_context,
+    labelled_images,
+)
 from minisd.data.postcards import LAYERS, Postcards
 from minisd.layers import Attention
 from minisd.losses import diffusion_loss
@@ -83,6 +88,23 @@ def test_the_loss_shows_the_network_what_was_prepared(generator):
     empty = (context == 0).all(dim=2)[:, 0]
     assert 0 < empty.sum() < 64
     assert torch.equal(context[~empty], label_context(labels, 3)[~empty])
+
+
+def test_dropped_texts_are_read_as_the_empty_text(generator):
+    config = CLIPTextConfig(9, 4, 8, 1, 2, eos_token_id=8)
+    text_encoder = randomise(CLIPTextModel(config), generator)
+    images = torch.randn(2000, 4, 2, 2)
+    ids = torch.tensor([[7, 1, 2, 8], [7, 3, 8, 8]]).repeat(1000, 1)
+    empty_ids = torch.tensor([7, 8, 8, 8])
+    x_start, context = captioned_images(text_encoder, empty_ids, drop=0.2)([images, ids], generator)
+    assert x_start is images and context.shape == (2000, 4, 8) and not context.requires_grad
+    with torch.no_grad():
+        whole, empty = text_encoder(ids), text_encoder(empty_ids[None])
+    dropped = torch.isclose(context, empty, atol=1e-6).all(dim=(1, 2))
+    assert 0.16 < dropped.float().mean() < 0.24
+    assert torch.allclose(context[~dropped], whole[~dropped], atol=1e-6)
+    _, context = captioned_images(text_encoder, empty_ids, drop=0.0)([images, ids], generator)
+    assert torch.allclose(context, whole, atol=1e-6)
 
 
 # Maps

@@ -5,9 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import randomise
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import TensorDataset
 
-from minisd import AutoencoderKL, VAEConfig
+from minisd import CLIP, AutoencoderKL, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, VAEConfig
 from minisd.classifier import Classifier, ClassifierConfig
 from minisd.losses import (
     AdversarialAutoencoder,
@@ -15,10 +18,14 @@ from minisd.losses import (
     adaptive_weight,
     adversarial_loss,
     autoencoder_loss,
+    clip_loss,
+    contrastive_loss,
+    diffusion_loss,
     discriminator_loss,
     generator_loss,
     perceptual_distance,
 )
+from minisd.schedulers import DDPMScheduler
 from minisd.training import TrainingSettings, train
 
 SMALL = VAEConfig(16, 3, 4, (8,), 1, norm_num_groups=4, patch_size=4)
@@ -40,8 +47,122 @@ def images(generator):
     return torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1
 
 
+@pytest.fixture
+def clip(generator):
+    text = CLIPTextConfig(50, 8, 16, 2, 4, eos_token_id=49)
+    return randomise(CLIP(CLIPConfig(text, CLIPVisionConfig(12, 4, 3, 16, 2, 4), 8)), generator)
+
+
 def seeded(seed=3):
     return torch.Generator().manual_seed(seed)
+
+
+# Diffusion
+
+
+def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
+    scheduler = DDPMScheduler()
+    x_start = torch.zeros(4000, 1, 2, 2)
+
+    class Perfect(nn.Module):
+        def forward(self, x, t, context):
+            return x / (1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt()
+
+    loss = diffusion_loss(scheduler)
+    assert loss(Perfect(), [x_start], generator).item() < 1e-6
+    ignorant = loss(lambda x, t, context: torch.zeros_like(x), [x_start], generator).item()
+    assert ignorant == pytest.approx(1, abs=5 * math.sqrt(2 / 16_000))
+
+
+def timesteps_drawn(b, probabilities=None, seed=0):
+    """Return the timesteps (b,) that the loss draws for a batch, with ten to choose from."""
+    seen = []
+
+    def model(x, t, context):
+        seen.append(t)
+        return x
+
+    loss = diffusion_loss(DDPMScheduler(num_train_timesteps=10), probabilities)
+    loss(model, [torch.zeros(b, 1, 1, 1)], torch.Generator().manual_seed(seed))
+    return seen[0]
+
+
+@pytest.mark.parametrize("probabilities", [None, torch.arange(10) / 45])
+def test_the_diffusion_loss_draws_timesteps_by_their_probabilities(probabilities):
+    expected = torch.full((10,), 0.1) if probabilities is None else probabilities
+    counts = timesteps_drawn(1000, probabilities).bincount(minlength=10)
+    assert (counts - 1000 * expected).abs().max() <= 2  # stratified: each share is met exactly
+
+
+def test_small_batches_too_draw_every_timestep_equally_often():
+    drawn = torch.cat([timesteps_drawn(3, seed=seed) for seed in range(400)])
+    counts = drawn.bincount(minlength=10)
+    assert len(counts) == 10 and (counts - 120).abs().max() < 5 * math.sqrt(120)
+
+
+# Contrast
+
+
+def test_the_contrastive_loss_is_two_cross_entropies_by_hand(generator):
+    logits = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    by_hand = 0.0
+    for i in range(6):
+        by_hand -= math.log(logits[i, i].exp() / logits[i].exp().sum()) / 12
+        by_hand -= math.log(logits[i, i].exp() / logits[:, i].exp().sum()) / 12
+    assert contrastive_loss(logits).item() == pytest.approx(by_hand, abs=1e-12)
+
+
+@given(b=st.integers(1, 9), seed=st.integers(0, 2**32))
+def test_the_contrastive_loss_does_not_care_which_tower_asks(b, seed):
+    logits = 5 * torch.randn(b, b, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(contrastive_loss(logits), contrastive_loss(logits.T))
+    order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(contrastive_loss(logits), contrastive_loss(logits[order][:, order]))
+
+
+def test_the_contrastive_loss_of_perfect_of_chance_and_of_collapse():
+    perfect = 100 * torch.eye(16)
+    assert contrastive_loss(perfect) < 1e-6
+    assert contrastive_loss(perfect.roll(1, 0)) > 50
+    for constant in (0.0, 14.3, 100.0):  # all embeddings alike: no better than chance
+        loss = contrastive_loss(torch.full((16, 16), constant))
+        assert loss.item() == pytest.approx(math.log(16), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (2, 3, 3)])
+def test_the_contrastive_loss_needs_one_text_per_image(shape):
+    with pytest.raises(ValueError, match="one text per image"):
+        contrastive_loss(torch.zeros(shape))
+
+
+def test_the_loss_of_clip_cuts_off_the_padding_that_all_texts_share(clip, generator):
+    """The text encoder reads as far as the longest text, and the loss is that of all ids."""
+    ids = torch.full((3, 8), 49)
+    ids[0, :5], ids[1, :2], ids[2, :3] = 7, 8, 9
+    images, read = torch.randn(3, 3, 12, 12, generator=generator), []
+    clip.text_model.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].shape))
+    loss = clip_loss(clip, [images, ids], generator)
+    whole = contrastive_loss(clip(images, ids))
+    assert read == [(3, 6), (3, 8)]  # five words and an end
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
+    ids[1, :7] = 3  # no room is left
+    clip_loss(clip, [images, ids], generator)
+    assert read[-1] == (3, 8)
+
+
+def test_clip_does_not_split_its_batch(clip, generator, tmp_path):
+    """A process of two would compare its own pairs only; one alone, under a launcher, may learn."""
+    batch = [torch.randn(2, 3, 12, 12, generator=generator), torch.full((2, 8), 49)]
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert clip_loss(clip, batch, generator).isfinite()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "get_world_size", lambda: 2)
+            with pytest.raises(ValueError, match="use one process"):
+                clip_loss(clip, batch, generator)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # Perceptual distance
@@ -120,8 +241,8 @@ def test_hinge_losses():
 
 def test_the_adaptive_weight_makes_both_gradients_equal(generator):
     image = torch.randn(2, 3, 4, 4, generator=generator, requires_grad=True)
-    alike, fooling = image.square().sum(), 7 * image.sum()
-    weight = adaptive_weight(alike, fooling, image)
+    rec_loss, g_loss = image.square().sum(), 7 * image.sum()
+    weight = adaptive_weight(rec_loss, g_loss, image)
     assert weight.item() == pytest.approx(2 * image.norm().item() / (7 * math.sqrt(96)), rel=1e-4)
     assert not weight.requires_grad
 
@@ -135,9 +256,9 @@ def test_each_is_trained_by_its_own_loss(vae, images, generator):
     got = {name: p.grad.clone() for name, p in both.named_parameters()}
 
     reconstruction, _ = vae(images, seeded())
-    alike, fooling = alone(vae, [images], seeded()), generator_loss(discriminator(reconstruction))
-    pull = adaptive_weight(F.l1_loss(reconstruction, images), fooling, reconstruction)
-    wanted = torch.autograd.grad(alike + 0.5 * pull * fooling, list(vae.parameters()))
+    rec_loss, g_loss = alone(vae, [images], seeded()), generator_loss(discriminator(reconstruction))
+    pull = adaptive_weight(F.l1_loss(reconstruction, images), g_loss, reconstruction)
+    wanted = torch.autograd.grad(rec_loss + 0.5 * pull * g_loss, list(vae.parameters()))
     for (name, _), gradient in zip(vae.named_parameters(), wanted, strict=True):
         assert torch.allclose(got[f"autoencoder.{name}"], gradient, rtol=1e-3, atol=1e-5), name
 

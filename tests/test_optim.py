@@ -98,3 +98,25 @@ def test_its_state_can_be_saved_and_loaded():
         with_gradients(model)
         optimizer.step()
     assert same(straight, again)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon of its own")
+@pytest.mark.parametrize("shape", [(48, 48), (40, 96), (96, 40)])
+def test_the_steps_are_those_of_muon_in_torch(shape):
+    """Up to rounding in bfloat16; AdamW's root mean square is torch's `match_rms_adamw`."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    settings = dict(lr=0.02, weight_decay=0.1)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = (
+        Muon([ours], **settings),
+        torch.optim.Muon([theirs], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw", **settings),
+    )
+    for _ in range(5):
+        gradient = torch.randn(shape)
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs.detach() - start).square().mean().sqrt()
+    difference = (ours.detach() - theirs.detach()).square().mean().sqrt()
+    assert difference < 0.02 * moved, difference / moved

@@ -2,11 +2,14 @@ import errno
 import json
 import math
 import os
+import re
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -14,11 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import minisd.checkpoints
 import minisd.training
 from minisd import UNet, UNetConfig
 from minisd.losses import diffusion_loss
 from minisd.schedulers import DDPMScheduler
-from minisd.training import EMA, SeededBatches, TrainingSettings, seed_for, train
+from minisd.training import (
+    EMA,
+    SeededBatches,
+    TrainingSettings,
+    new_accelerator,
+    seed_for,
+    train,
+)
 
 CONFIG = UNetConfig(8, 1, 1, (8, 8), (False, True), num_heads=2, norm_num_groups=4)
 SETTINGS = TrainingSettings(
@@ -40,9 +51,9 @@ def fresh():
     return UNet(CONFIG)
 
 
-def run(toy, settings=SETTINGS, checkpoint=None, stop=None, model=None, loss=LOSS):
+def run(toy, settings=SETTINGS, checkpoint=None, stop=None, model=None, loss=LOSS, **others):
     model = model or fresh()
-    for step in train(model, loss, toy, settings, checkpoint):
+    for step in train(model, loss, toy, settings, checkpoint, **others):
         if step.step == stop:
             break
     return model, step
@@ -57,7 +68,7 @@ def tensors_and_log(path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     log = [{**row, "seconds": None} for row in json.loads(metadata["log"])]
-    return load_file(path), log, metadata["settings"]
+    return load_file(path), log, json.loads(metadata["run"])
 
 
 # The loop
@@ -124,46 +135,6 @@ def test_gradients_are_clipped(toy):
     assert len(norms) == 12 and max(norms) <= 0.3 * (1 + 1e-4)
 
 
-def test_the_diffusion_loss_of_a_perfect_and_of_an_ignorant_model(generator):
-    scheduler = DDPMScheduler()
-    x_start = torch.zeros(4000, 1, 2, 2)
-
-    class Perfect(nn.Module):
-        def forward(self, x, t, context):
-            return x / (1 - scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)).sqrt()
-
-    loss = diffusion_loss(scheduler)
-    assert loss(Perfect(), [x_start], generator).item() < 1e-6
-    ignorant = loss(lambda x, t, context: torch.zeros_like(x), [x_start], generator).item()
-    assert ignorant == pytest.approx(1, abs=5 * math.sqrt(2 / 16_000))
-
-
-def timesteps_drawn(b, probabilities=None, seed=0):
-    """Return the timesteps (b,) that the loss draws for a batch, with ten to choose from."""
-    seen = []
-
-    def model(x, t, context):
-        seen.append(t)
-        return x
-
-    loss = diffusion_loss(DDPMScheduler(num_train_timesteps=10), probabilities)
-    loss(model, [torch.zeros(b, 1, 1, 1)], torch.Generator().manual_seed(seed))
-    return seen[0]
-
-
-@pytest.mark.parametrize("probabilities", [None, torch.arange(10) / 45])
-def test_the_diffusion_loss_draws_timesteps_by_their_probabilities(probabilities):
-    expected = torch.full((10,), 0.1) if probabilities is None else probabilities
-    counts = timesteps_drawn(1000, probabilities).bincount(minlength=10)
-    assert (counts - 1000 * expected).abs().max() <= 2  # stratified: each share is met exactly
-
-
-def test_small_batches_too_draw_every_timestep_equally_often():
-    drawn = torch.cat([timesteps_drawn(3, seed=seed) for seed in range(400)])
-    counts = drawn.bincount(minlength=10)
-    assert len(counts) == 10 and (counts - 120).abs().max() < 5 * math.sqrt(120)
-
-
 # Settings
 
 
@@ -208,6 +179,79 @@ def test_a_loss_that_is_not_finite_raises_and_is_never_saved(toy, tmp_path):
     assert all(t.isfinite().all() for t in tensors.values())
 
 
+# The precision
+
+
+class Seen(nn.Module):
+    """A layer that notes the type in which it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.types = nn.Linear(3, 1), []
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.types.append(y.dtype)
+        return y
+
+
+def types_seen(model, accelerator=None):
+    """Train for a few steps; return the types in which the model computed."""
+    settings = replace(SETTINGS, steps=4)
+    data = TensorDataset(torch.randn(16, 3))
+    model.types.clear()
+    for _ in train(
+        model, lambda m, b, g: m(b[0]).square().mean(), data, settings, None, accelerator
+    ):
+        pass
+    return set(model.types)
+
+
+def test_each_run_has_the_precision_that_it_asks_for():
+    """accelerate alone refuses a second precision, or keeps the first without a word."""
+    model, ours, half = Seen(), new_accelerator("bf16"), half_precision()
+    assert types_seen(model) == {torch.float32}
+    assert types_seen(model, new_accelerator("bf16")) == {torch.bfloat16}
+    assert types_seen(model, new_accelerator("no")) == {torch.float32}
+    assert types_seen(model, ours) == {torch.bfloat16} and ours.mixed_precision == "bf16"
+    assert types_seen(model, half) == {torch.float16}
+    assert types_seen(model) == {torch.float32}
+
+
+def test_runs_of_two_precisions_take_turns(toy):
+    loops = {
+        precision: train(fresh(), LOSS, toy, SETTINGS, None, new_accelerator(precision))
+        for precision in ("no", "bf16")
+    }
+    *_, last = zip(*loops.values(), strict=True)
+    for precision, step in zip(loops, last, strict=True):
+        _, alone = run(toy, accelerator=new_accelerator(precision))
+        assert same(alone.ema, step.ema)
+
+
+def test_the_precision_of_the_launcher_counts(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert types_seen(Seen()) == {torch.bfloat16}
+
+
+def test_fp16_on_a_cpu_is_refused(toy):
+    """accelerate alone trains in float32 and says fp16."""
+    AcceleratorState._shared_state = {}
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        run(toy, accelerator=Accelerator(mixed_precision="fp16"))
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        new_accelerator("fp16")
+
+
+def test_accumulated_gradients_are_refused(toy, monkeypatch):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps is 4"):
+        run(toy, accelerator=Accelerator(gradient_accumulation_steps=4))
+    run(toy)  # what another Accelerator accumulated is no matter
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    with pytest.raises(ValueError, match="gradient_accumulation_steps is 2"):
+        run(toy)
+
+
 # The moving average
 
 
@@ -232,6 +276,17 @@ def test_the_average_is_a_copy():
     with torch.no_grad():
         model.weight.add_(1)
     assert torch.equal(ema.model.weight, before) and not ema.model.training
+
+
+def test_the_average_has_the_buffers_of_the_model():
+    """Running mean, running variance, and the count, which is an integer."""
+    x = 5 * torch.randn(64, 3) + 20
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    settings = replace(SETTINGS, ema_decay=0.5)
+    *_, step = train(model, lambda m, b, g: m(b[0]).square().mean(), TensorDataset(x), settings)
+    buffers = dict(step.ema.named_buffers())
+    assert buffers["0.num_batches_tracked"] == 12 and buffers["0.running_mean"].min() > 10
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
 # The order of the data
@@ -308,9 +363,9 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer)
     torch.manual_seed(77)
     resumed, last = run(toy, settings, broken, model=UNet(CONFIG))  # other initial weights
     assert same(model, resumed) and same(step.ema, last.ema)
-    (a, log_a, settings_a), (b, log_b, settings_b) = map(tensors_and_log, (straight, broken))
+    (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (straight, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert log_a == log_b and settings_a == settings_b == json.dumps(asdict(settings))
+    assert log_a == log_b and run_a == run_b and run_a["settings"] == asdict(settings)
 
 
 def test_a_complete_run_yields_its_end_when_it_is_resumed(toy, tmp_path):
@@ -339,7 +394,11 @@ def test_a_checkpoint_of_other_settings_is_refused(toy, tmp_path, change):
     path = tmp_path / "c.safetensors"
     run(toy, checkpoint=path, stop=4)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="other settings"):
+    ((name, value),) = change.items()
+    was = getattr(SETTINGS, name)
+    with pytest.raises(
+        ValueError, match=f"settings.{name} is {was} in the checkpoint, {value} in this run"
+    ):
         run(toy, replace(SETTINGS, **change), path)
     assert path.read_bytes() == before
 
@@ -348,8 +407,132 @@ def test_a_checkpoint_of_another_model_is_refused(toy, tmp_path):
     path = tmp_path / "c.safetensors"
     run(toy, checkpoint=path, stop=4)
     other = UNet(replace(CONFIG, channels=(8, 16)))
-    with pytest.raises(ValueError, match="belongs to another model"):
+    message = r"model.channels is \[8, 8\] in the checkpoint, \[8, 16\] in this run"
+    with pytest.raises(ValueError, match=message):
         run(toy, checkpoint=path, model=other)
+
+
+def other_run(toy, **change):
+    """Arguments of `run` that differ in one thing from the default."""
+    length, source = change.pop("examples", 40), change.pop("source", "white squares")
+    data = TensorDataset(toy.tensors[0][:length])
+    data.source = source
+    accelerator = new_accelerator(change.pop("precision", "no"))
+    return dict(toy=data, accelerator=accelerator, recipe=change.pop("recipe", "squares"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(precision="bf16"), "precision is 'no' in the checkpoint, 'bf16' in this run"),
+        (dict(source="UCI"), "data is 'white squares' in the checkpoint, 'UCI' in this run"),
+        (dict(examples=32), "examples is 40 in the checkpoint, 32 in this run"),
+        (dict(recipe="circles"), "recipe is 'squares' in the checkpoint, 'circles' in this run"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path, change, message):
+    path = tmp_path / "c.safetensors"
+    run(**other_run(toy), checkpoint=path, stop=4)
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=f"c.safetensors belongs to another run: {message}. Resume"
+    ):
+        run(**other_run(toy, **change), checkpoint=path)
+    assert path.read_bytes() == before
+    run(**other_run(toy), checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("processes", 2), ("device", "cuda"), ("format", 1), ("format", 3)]
+)
+def test_a_checkpoint_of_another_machine_or_version_is_refused(toy, tmp_path, field, value):
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    tensors, log, described = tensors_and_log(path)
+    metadata = {"run": json.dumps(described | {field: value}), "log": json.dumps(log)}
+    save_file(tensors, path, metadata)
+    message = f"{field} is {value!r} in the checkpoint, {described[field]!r} in this run"
+    with pytest.raises(ValueError, match=message):
+        run(toy, checkpoint=path)
+
+
+def test_all_differences_are_named_and_only_they(toy, tmp_path):
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    with pytest.raises(ValueError) as error:
+        run(toy, replace(SETTINGS, seed=3, optimizer="Muon"), path, model=nn.Conv2d(1, 1, 1))
+    found = re.findall(r"([\w.]+) is \S.*? in the checkpoint", str(error.value))
+    assert {"settings.seed", "settings.optimizer", "model.class", "model.channels"} <= set(found)
+    assert not {"precision", "settings.steps", "data"} & set(found)
+
+
+def test_a_checkpoint_of_the_first_format_is_refused(toy, tmp_path):
+    """It holds settings and log alone."""
+    path = tmp_path / "c.safetensors"
+    run(toy, checkpoint=path, stop=4)
+    tensors, log, described = tensors_and_log(path)
+    metadata = {"settings": json.dumps(described["settings"]), "log": json.dumps(log)}
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="is a checkpoint of an older version.*another folder"):
+        run(toy, checkpoint=path)
+
+
+def half_precision():
+    """An accelerator that computes in fp16 on a CPU, with a scale that changes all the time."""
+    AcceleratorState._shared_state = {}
+    accelerator = Accelerator(mixed_precision="fp16")
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17, growth_interval=2)
+    return accelerator
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+@pytest.mark.parametrize("stop", [4, 7, 11])
+def test_a_resumed_run_in_fp16_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer):
+    """The scale of the gradients decides which steps are skipped: it is in the checkpoint."""
+    straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    settings = replace(SETTINGS, optimizer=optimizer)
+    accelerator = half_precision()
+    model, step = run(toy, settings, straight, accelerator=accelerator)
+    assert 1 < accelerator.scaler.get_scale() != 2.0**17
+    run(toy, settings, broken, stop, accelerator=half_precision())
+    resumed = half_precision()
+    again, last = run(toy, settings, broken, model=UNet(CONFIG), accelerator=resumed)
+    assert same(model, again) and same(step.ema, last.ema)
+    assert resumed.scaler.state_dict() == accelerator.scaler.state_dict()
+    (a, log_a, _), (b, log_b, _) = map(tensors_and_log, (straight, broken))
+    assert log_a == log_b and a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, a buffer that is a part of it, and one that never changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.register_buffer("first_row", self.a.weight.detach()[0])
+        self.register_buffer("empty", torch.zeros(0))
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_shared_weights_are_saved_and_resumed(tmp_path):
+    path, data = tmp_path / "c.safetensors", TensorDataset(torch.randn(16, 3))
+
+    def loss(model, batch, generator):
+        return (model(batch[0]) - 1).square().mean()
+
+    torch.manual_seed(1)
+    straight, _ = run(data, model=Tied(), loss=loss)
+    torch.manual_seed(1)
+    run(data, model=Tied(), loss=loss, checkpoint=path, stop=7)
+    resumed, step = run(data, model=Tied(), loss=loss, checkpoint=path)
+    assert same(straight, resumed)
+    assert resumed.a.weight is resumed.b.weight and step.ema.a.weight is step.ema.b.weight
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
@@ -365,13 +548,13 @@ def test_a_truncated_checkpoint_is_refused(toy, tmp_path, share):
 def test_a_foreign_safetensors_file_is_no_checkpoint(toy, tmp_path):
     path = tmp_path / "c.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="c.safetensors is no checkpoint"):
         run(toy, checkpoint=path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(toy, tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
-    real = minisd.training.save_file
+    real = minisd.checkpoints.save_file
 
     def full_disk(tensors, file, metadata):
         if json.loads(metadata["log"])[-1]["step"] > 4:
@@ -380,7 +563,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(toy, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(tensors, file, metadata)
 
-    monkeypatch.setattr(minisd.training, "save_file", full_disk)
+    monkeypatch.setattr(minisd.checkpoints, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         run(toy, checkpoint=path)
     assert os.listdir(tmp_path) == ["c.safetensors"]

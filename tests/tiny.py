@@ -6,6 +6,7 @@ the UCI digits at half size, 14x14. The others see a few postcards.
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from minisd.data.captioned import Captioned
 from minisd.data.digits import Digits, uci_digits
 from minisd.data.postcards import CLASSES, Postcards
 from minisd.lab import evaluation as scores
-from minisd.lab.recipes import Recipe, TokenizerRecipe, run, save_with
+from minisd.lab.recipes import Parts, Recipe, run, save_tokenizer, save_with
 from minisd.losses import classifier_loss, clip_loss, diffusion_loss
 from minisd.schedulers import DDPMScheduler
 from minisd.training import TrainingSettings
@@ -56,65 +57,75 @@ def plain_loss(judge, batch, generator):
 SETTINGS = TrainingSettings(
     steps=120, batch_size=16, learning_rate=4e-3, warmup_steps=10, log_every=5, save_every=5
 )
+
+
+def ddpm(device):
+    return Parts(UNet(TINY_UNET), diffusion_loss(SCHEDULER), save_with(SCHEDULER))
+
+
+def labelled(device):
+    loss = diffusion_loss(SCHEDULER, prepare=labelled_images(10))
+    return Parts(UNet(replace(TINY_UNET, context_dim=10)), loss, save_with(SCHEDULER))
+
+
+def tokenizer(device):
+    postcards, config = Postcards("train", 60), TokenizerConfig(model_max_length=40)
+    captions = postcards.captions + postcards.full_captions
+    return Parts(Tokenizer.train(captions, 300, config), save=save_tokenizer)
+
+
+def captioned():
+    return Captioned(Postcards("train", 64), Tokenizer.from_pretrained(scores.TOKENIZER))
+
+
+def postcards_judge(device):
+    config = ClassifierConfig(3, (8, 8, 8), 16, CLASSES, layout=2)
+    return Parts(Classifier(config), classifier_loss)
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        Recipe("tiny-ddpm", "a tiny U-Net", ddpm, small_digits, scores.evaluate_digits, SETTINGS),
         Recipe(
-            name="tiny-ddpm",
-            summary="a tiny U-Net",
-            model=lambda: UNet(TINY_UNET),
-            dataset=small_digits,
-            loss=lambda device: diffusion_loss(SCHEDULER),
-            settings=SETTINGS,
-            evaluate=scores.evaluate_digits,
-            save=save_with(SCHEDULER),
+            "tiny-class",
+            "a tiny U-Net that draws what it is asked for",
+            labelled,
+            small_digits,
+            scores.evaluate_digits_class,
+            SETTINGS,
         ),
         Recipe(
-            name="tiny-class",
-            summary="a tiny U-Net that draws what it is asked for",
-            model=lambda: UNet(replace(TINY_UNET, context_dim=10)),
-            dataset=small_digits,
-            loss=lambda device: diffusion_loss(SCHEDULER, prepare=labelled_images(10)),
-            settings=SETTINGS,
-            evaluate=scores.evaluate_digits_class,
-            save=save_with(SCHEDULER),
+            "tiny-classifier",
+            "a tiny classifier",
+            lambda device: Parts(Classifier(TINY_JUDGE), plain_loss),
+            small_digits,
+            scores.evaluate_digits_judge,
+            replace(SETTINGS, steps=60, learning_rate=1e-2),
         ),
         Recipe(
-            name="tiny-classifier",
-            summary="a tiny classifier",
-            model=lambda: Classifier(TINY_JUDGE),
-            dataset=small_digits,
-            loss=lambda device: plain_loss,
-            settings=replace(SETTINGS, steps=60, learning_rate=1e-2),
-            evaluate=scores.evaluate_digits_judge,
-        ),
-        TokenizerRecipe(
-            name="tiny-tokenizer",
-            summary="a tokenizer of a few words",
-            dataset=lambda: Postcards("train", 60),
-            vocab_size=300,
-            config=TokenizerConfig(model_max_length=40),
-            evaluate=scores.evaluate_tokenizer,
+            "tiny-tokenizer",
+            "a tokenizer of a few words",
+            tokenizer,
+            partial(Postcards, "train", 60),
+            scores.evaluate_tokenizer,
+            output="vocab.json",
         ),
         Recipe(
-            name="tiny-postcards-judge",
-            summary="a tiny classifier with a head for each attribute",
-            model=lambda: Classifier(ClassifierConfig(3, (8, 8, 8), 16, CLASSES, layout=2)),
-            dataset=lambda: Postcards("all", 64),
-            loss=lambda device: classifier_loss,
-            settings=SETTINGS,
-            evaluate=scores.evaluate_postcards_judge,
+            "tiny-postcards-judge",
+            "a tiny classifier with a head for each attribute",
+            postcards_judge,
+            partial(Postcards, "all", 64),
+            scores.evaluate_postcards_judge,
+            SETTINGS,
         ),
         Recipe(
-            name="tiny-clip",
-            summary="two tiny transformers",
-            model=lambda: CLIP(TINY_CLIP),
-            dataset=lambda: Captioned(
-                Postcards("train", 64), Tokenizer.from_pretrained(scores.TOKENIZER)
-            ),
-            loss=lambda device: clip_loss,
-            settings=SETTINGS,
-            evaluate=scores.evaluate_postcards_clip,
+            "tiny-clip",
+            "two tiny transformers",
+            lambda device: Parts(CLIP(TINY_CLIP), clip_loss),
+            captioned,
+            scores.evaluate_postcards_clip,
+            SETTINGS,
         ),
     )
 }

@@ -1,14 +1,54 @@
 """Chapter 4: the card of a trained model, which says how it was made and how good it is."""
 
 import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from minisd.device import device_name
+from minisd.checkpoints import describe_run
+from minisd.data.postcards import Postcards
+from minisd.device import device_name, processor
 from minisd.files import read_json, replacing, write_json
 from minisd.lab.scores import Scores, as_json, scores_of
+from minisd.tokenizer import Tokenizer
+from minisd.training import TrainingSettings, TrainingStep
+
+
+def network_record(
+    state: TrainingStep, dataset: Any, settings: TrainingSettings, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what `training.json` says of a network after the last step of its training."""
+    run = describe_run(state.ema, dataset, settings, accelerator)
+    return {
+        "data": run["data"],
+        "examples": run["examples"],
+        "parameters": sum(p.numel() for p in state.ema.parameters()),
+        "model": run["model"],
+        "settings": run["settings"],
+        "cost": {
+            "seconds": state.log[-1]["seconds"],
+            "images": settings.steps * settings.batch_size,
+            "machine": machine(accelerator),
+            "precision": run["precision"],
+            "processes": run["processes"],
+        },
+        "log": state.log,
+    }
+
+
+def tokenizer_record(tokenizer: Tokenizer, dataset: Postcards, seconds: float) -> dict[str, Any]:
+    """Return what `training.json` says of a tokenizer that took so many seconds to make."""
+    return {
+        "data": dataset.source,
+        "captions": 2 * len(dataset),  # a short one and a full one of each
+        "vocab_size": tokenizer.vocab_size,
+        "merges": len(tokenizer.ranks),
+        "settings": asdict(tokenizer.config),
+        "cost": {"seconds": round(seconds, 3), "machine": processor()},
+    }
 
 
 def add_scores(folder: str | Path, scores: Scores) -> None:
@@ -42,14 +82,18 @@ def write_card(folder: str | Path) -> None:
 
 
 def describe_training(training: dict[str, Any]) -> list[str]:
-    """Say how a network was trained."""
+    """Say how a network was trained, in the lines of its card."""
     cost, settings = training["cost"], training["settings"]
     optimizer = settings.get("optimizer", "AdamW")
+    model = dict(training.get("model", {}))  # the first cards did not name it
+    name = model.pop("class", None)
+    config = ", ".join(f"{field}={value}" for field, value in model.items())
     return [
         f"- data: {training['data']}, {training['examples']:,} training images",
         f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
         f" --steps {settings['steps']} --precision {cost['precision']}`",
         f"- parameters: {training['parameters']:,}",
+        *([f"- model: {name}({config})"] if name else []),
         f"- cost: {cost['seconds'] / 60:.1f} minutes on {cost['machine']}; "
         f"{settings['steps']:,} optimiser steps, {cost['images']:,} images seen",
         f"- optimiser: {optimizer}, learning rate {settings['learning_rate']:g}, "
@@ -59,7 +103,7 @@ def describe_training(training: dict[str, Any]) -> list[str]:
 
 
 def describe_counting(training: dict[str, Any]) -> list[str]:
-    """Say how a tokenizer was made."""
+    """Say how a tokenizer was made, in the lines of its card."""
     cost, settings = training["cost"], training["settings"]
     return [
         f"- data: {training['data']}, {training['captions']:,} captions",
@@ -77,20 +121,24 @@ def machine(accelerator: Accelerator) -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code that runs, or the version where there is no repository.
+    """Return the commit of the code that runs, or minisd's version where git cannot tell.
 
     "-dirty" marks a package that has changed since that commit.
     """
-    from importlib.metadata import version
-
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return result.stdout.strip()
 
-    if not (root / ".git").exists():
+    try:
+        if (root / ".git").exists():  # not a repository around the installed package
+            dirty = git("status", "--porcelain", "--", "minisd")
+            return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.SubprocessError):  # no git, or it refuses: see safe.directory
+        pass
+    try:
         return f"minisd {version('minisd')}"
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "-dirty" if git("status", "--porcelain", "--", "minisd") else ""
-    )
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,15 +1,18 @@
-"""Chapter 4: named, complete training set-ups: data, model, loss, optimiser, steps."""
+"""Chapter 4: named, complete training set-ups: data, model, loss, optimiser, steps.
+
+A recipe is what it is called and trained with, and a function that builds the rest when it is run.
+"""
 
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -19,10 +22,10 @@ from minisd.conditioning import captioned_images, labelled_images
 from minisd.data.captioned import Captioned, Latents, Mapped
 from minisd.data.digits import digits
 from minisd.data.postcards import CLASSES, LAYERS, Postcards
-from minisd.device import best_device, processor
+from minisd.device import best_device
 from minisd.files import writable_folder, write_json
 from minisd.lab import evaluation
-from minisd.lab.cards import commit, machine, write_card
+from minisd.lab.cards import commit, network_record, tokenizer_record, write_card
 from minisd.lab.evaluation import Evaluation
 from minisd.losses import (
     LossFunction,
@@ -37,9 +40,21 @@ from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Schedu
 from minisd.schedules import timestep_probabilities
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 from minisd.tokenizer import Tokenizer, TokenizerConfig
-from minisd.training import CHECKPOINT, TrainingSettings, TrainingStep, train
+from minisd.training import CHECKPOINT, TrainingSettings, TrainingStep, new_accelerator, train
 from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL, VAEConfig, measure_scaling_factor
+
+DIGITS_SCHEDULER = DDPMScheduler()
+DIGITS_PROBABILITIES = timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2)
+POSTCARDS_SCHEDULER = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+POSTCARDS_SAMPLER = DPMSolverMultistepScheduler.from_config(
+    POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
+)
+POSTCARDS_PROBABILITIES = timestep_probabilities(
+    POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
+)
+SCALED_BY = 1000  # postcards that measure the scaling factor
+ENCODED = 60_000  # postcards that latent diffusion learns from
 
 Save = Callable[[nn.Module, Path, Dataset], None]
 
@@ -50,7 +65,7 @@ def save_model(model: nn.Module, folder: Path, dataset: Dataset) -> None:
 
 
 def save_with(scheduler: Scheduler) -> Save:
-    """Save a trained model, and beside it the scheduler that it was trained for."""
+    """Return a function that saves a model beside the scheduler that it was trained with."""
 
     def save(model: nn.Module, folder: Path, dataset: Dataset) -> None:
         save_model(model, folder, dataset)
@@ -69,18 +84,34 @@ def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None
 
 
 def save_pipeline(unet: UNet, folder: Path, dataset: Dataset) -> None:
-    """Save a trained U-Net together with everything that it needs to draw."""
+    """Save a trained U-Net as a pipeline, with all that it needs to draw."""
     tokenizer, text_encoder, vae = frozen_parts()
     pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, POSTCARDS_SAMPLER)
     pipeline.save_pretrained(folder, dtype=torch.float16)
 
 
 def save_beside_system(unet: UNet, folder: Path, dataset: Dataset) -> None:
-    """Save a trained U-Net that reads maps; all else is that of `postcards`."""
+    """Save a trained U-Net that reads maps; the rest of its pipeline is that of `postcards`."""
     unet.save_pretrained(folder / "unet", dtype=torch.float16)
     POSTCARDS_SAMPLER.save_pretrained(folder / "scheduler")
     index = {"_class_name": MapPipeline.__name__, "base_model": evaluation.POSTCARDS}
     write_json(folder / INDEX, index)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, dataset: Dataset) -> None:
+    """Save a tokenizer."""
+    tokenizer.save_pretrained(folder)
+
+
+class Parts(NamedTuple):
+    """What a recipe builds when it is run."""
+
+    model: Any  # a network to train, or a tokenizer that is complete
+    loss: LossFunction | None = None  # None for a tokenizer
+    save: Save = save_model
+
+
+Build = Callable[[torch.device], Parts]
 
 
 @dataclass(frozen=True)
@@ -89,100 +120,96 @@ class Recipe:
 
     name: str
     summary: str
-    model: Callable[[], nn.Module]
-    dataset: Callable[[], Dataset]
-    loss: Callable[[torch.device], LossFunction]
-    settings: TrainingSettings
+    build: Build  # its random numbers are those of the seed
+    dataset: Callable[[], Any]
     evaluate: Evaluation
-    save: Save = save_model
-    product: str = "model.safetensors"
+    settings: TrainingSettings | None = None  # None for a tokenizer, which is made without steps
+    output: str = "model.safetensors"  # the file that shows that a run is complete
     samples: int = 5000  # that score it
-    needs: tuple[str, ...] = ()  # the recipes whose models it builds on, in order
+    requires: tuple[str, ...] = ()  # the recipes whose models it builds on, in order
 
     @property
     def steps(self) -> int:
-        """How many steps there are to take."""
-        return self.settings.steps
+        """How many optimiser steps the recipe takes; 0 for a tokenizer."""
+        return self.settings.steps if self.settings else 0
 
     def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
-        """Return the recipe with other settings; None leaves one as it is."""
+        """Return the recipe with other settings; None leaves one as it is.
+
+        A tokenizer is the same for every seed; raises ValueError for its steps.
+        """
+        if self.settings is None:
+            if steps is not None:
+                raise ValueError(f"{self.name} is made without steps: omit --steps")
+            return self
         changes = {k: v for k, v in dict(steps=steps, seed=seed).items() if v is not None}
         return replace(self, settings=replace(self.settings, **changes))
 
-    def follow(self, folder: Path, mixed_precision: str) -> Iterator[TrainingStep]:
-        """Train, or go on from the checkpoint in `folder`; see `run`."""
-        accelerator = Accelerator(mixed_precision=mixed_precision)
-        if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError("fp16 needs a GPU: on a CPU use bf16 or no mixed precision")
-        made_by = commit()  # now: the files may change while the run lasts
-        start = time.perf_counter()
-        dataset = self.dataset()
-        spent = time.perf_counter() - start  # where pictures are encoded, that takes a while
-        with torch.random.fork_rng():  # the initial weights are drawn by torch's global generator
-            torch.random.manual_seed(self.settings.seed)
-            model = self.model()
-        state, checkpoint = None, folder / CHECKPOINT
-        loss = self.loss(accelerator.device)
-        for state in train(model, loss, dataset, self.settings, checkpoint, accelerator, spent):
-            yield state
 
-        if accelerator.is_main_process:
-            finish(self, folder, state, dataset, accelerator, made_by)
-        accelerator.wait_for_everyone()
+RECIPES: dict[str, Recipe] = {}
 
 
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """A recipe without steps: a tokenizer is made by counting, and nothing is drawn at random.
+def recipe(name: str, **fields: Any) -> Callable[[Build], Recipe]:
+    """Turn the decorated function, which builds the parts, into a recipe, and enter it in RECIPES.
 
-    It learns from the `captions` and `full_captions` of its data set.
+    Its docstring, without "Return", is the summary.
     """
 
-    name: str
-    summary: str
-    dataset: Callable[[], Dataset]
-    vocab_size: int
-    config: TokenizerConfig
-    evaluate: Evaluation
+    def register(build: Build) -> Recipe:
+        summary = (build.__doc__ or name).removeprefix("Return ").removesuffix(".")
+        RECIPES[name] = Recipe(name, summary, build, **fields)
+        return RECIPES[name]
 
-    samples: int = 5000  # that score it
-    needs: ClassVar[tuple[str, ...]] = ()
-    product: ClassVar[str] = "vocab.json"
-    steps: ClassVar[int] = 0
+    return register
 
-    def changed(self, steps: int | None = None, seed: int | None = None) -> Self:
-        """Return the recipe itself, the same for every seed; raises ValueError for steps."""
-        if steps is not None:
-            raise ValueError(f"{self.name} is made without steps: leave --steps away")
-        return self
 
-    def follow(self, folder: Path, mixed_precision: str) -> Iterator[TrainingStep]:
-        """Make the tokenizer and yield nothing; no network computes, so no precision matters."""
-        made_by, start = commit(), time.perf_counter()
-        dataset = self.dataset()
-        captions = dataset.captions + dataset.full_captions
-        tokenizer = Tokenizer.train(captions, self.vocab_size, self.config)
-        tokenizer.save_pretrained(folder)
-        training = {
-            "recipe": self.name,
-            "summary": self.summary,
-            "data": dataset.source,
-            "captions": len(captions),
-            "vocab_size": tokenizer.vocab_size,
-            "merges": len(tokenizer.ranks),
-            "settings": {"vocab_size": self.vocab_size, **asdict(self.config)},
-            "cost": {
-                "seconds": round(time.perf_counter() - start, 3),
-                "machine": processor(),
-            },
-            "commit": made_by,
-        }
-        write_json(folder / "training.json", training)
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of that name, or raise ValueError that lists all names."""
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    steps: int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    mixed_precision: str = "no",
+) -> Iterator[TrainingStep]:
+    """Follow a recipe, yielding every step; at the end `folder` holds the model, log and card.
+
+    `mixed_precision` is accelerate's: "no", "bf16" or (on a GPU) "fp16". The weights kept are the
+    moving average, in half precision. Raises ValueError if the folder cannot be written, holds a
+    run already and `resume` is not set, or holds another run; and what `train` raises.
+    """
+    recipe = recipe.changed(steps, seed)
+    settings, folder = recipe.settings, writable_folder(folder)
+    if not resume and any((folder / file).exists() for file in (CHECKPOINT, recipe.output)):
+        raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
+    accelerator = new_accelerator(mixed_precision)
+    made_by = commit()  # now: the files may change while the run lasts
+    start = time.perf_counter()
+    dataset = recipe.dataset()  # where pictures are encoded, that takes a while
+    spent = time.perf_counter() - start
+    with torch.random.fork_rng():  # initial weights are drawn by torch's global generator
+        torch.random.manual_seed(settings.seed if settings else 0)
+        model, loss, save = recipe.build(accelerator.device)
+    if settings and loss:
+        checkpoint, name = folder / CHECKPOINT, recipe.name
+        for state in train(model, loss, dataset, settings, checkpoint, accelerator, spent, name):
+            yield state
+        model = state.ema
+        record = network_record(state, dataset, settings, accelerator)
+    else:
+        record = tokenizer_record(model, dataset, time.perf_counter() - start)
+    if accelerator.is_main_process:
+        save(model, folder, dataset)
+        head = {"recipe": recipe.name, "summary": recipe.summary, "commit": made_by}
+        write_json(folder / "training.json", head | record)
         write_card(folder)
-        yield from ()
-
-
-AnyRecipe = Recipe | TokenizerRecipe
+    accelerator.wait_for_everyone()
 
 
 def postcards_clip() -> CLIP:
@@ -206,8 +233,151 @@ def frozen_parts() -> tuple[Tokenizer, CLIPTextModel, AutoencoderKL]:
     return Tokenizer.from_pretrained(evaluation.TOKENIZER), text_encoder, vae
 
 
+def examples(settings: TrainingSettings) -> int:
+    """Return how many pictures a run needs to see each only once."""
+    return settings.steps * settings.batch_size
+
+
+# The recipes
+
+
+@recipe(
+    "digits-judge",
+    dataset=partial(digits, "train"),
+    settings=TrainingSettings(steps=3000, batch_size=128, learning_rate=2e-3),
+    evaluate=evaluation.evaluate_digits_judge,
+)
+def digits_judge(device: torch.device) -> Parts:
+    """Return a classifier of digits, the judge of everything that draws digits."""
+    return Parts(Classifier(ClassifierConfig()), classifier_loss)
+
+
+@recipe(
+    "digits-ddpm",
+    dataset=partial(digits, "train"),
+    settings=TrainingSettings(
+        steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
+    ),
+    evaluate=evaluation.evaluate_digits,
+)
+def digits_ddpm(device: torch.device) -> Parts:
+    """Return a U-Net that predicts the noise in a digit: unconditional DDPM, 28x28."""
+    loss = diffusion_loss(DIGITS_SCHEDULER, DIGITS_PROBABILITIES)
+    return Parts(UNet(UNetConfig.MNIST), loss, save_with(DIGITS_SCHEDULER))
+
+
+@recipe(
+    "digits-class",
+    dataset=partial(digits, "train"),
+    settings=TrainingSettings(
+        steps=1500,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        ema_decay=0.998,
+        optimizer="Muon",
+    ),
+    evaluate=evaluation.evaluate_digits_class,
+    samples=1000,
+)
+def digits_class(device: torch.device) -> Parts:
+    """Return a U-Net that draws the digit that it is asked for."""
+    prepare = labelled_images(num_classes=10)
+    loss = diffusion_loss(DIGITS_SCHEDULER, DIGITS_PROBABILITIES, prepare)
+    return Parts(UNet(UNetConfig.MNIST_CLASSES), loss, save_with(DIGITS_SCHEDULER))
+
+
+@recipe(
+    evaluation.TOKENIZER,
+    dataset=partial(Postcards, "train"),
+    evaluate=evaluation.evaluate_tokenizer,
+    output="vocab.json",
+)
+def tokenizer_postcards(device: torch.device) -> Parts:
+    """Return the words of the postcards' captions, as byte-pair encoding finds them."""
+    postcards = Postcards("train")
+    captions = postcards.captions + postcards.full_captions
+    config = TokenizerConfig(model_max_length=33)  # the longest caption that can be has 31
+    return Parts(Tokenizer.train(captions, 1000, config), save=save_tokenizer)
+
+
+JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
+
+
+@recipe(
+    evaluation.POSTCARDS_JUDGE,
+    dataset=partial(Postcards, "all", examples(JUDGE_SETTINGS), seed=1),
+    settings=JUDGE_SETTINGS,
+    evaluate=evaluation.evaluate_postcards_judge,
+)
+def postcards_judge(device: torch.device) -> Parts:
+    """Return a classifier with a head for each attribute, the judge of drawn postcards."""
+    config = ClassifierConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)
+    return Parts(Classifier(config), classifier_loss)
+
+
+CLIP_SETTINGS = TrainingSettings(
+    steps=320,
+    batch_size=512,
+    learning_rate=2e-3,
+    warmup_steps=40,
+    ema_decay=0.99,
+    optimizer="Muon",
+)
+
+
+def captioned_postcards() -> Captioned:
+    """Return the postcards that CLIP learns from, with the ids of their captions."""
+    tokenizer = Tokenizer.from_pretrained(evaluation.TOKENIZER)
+    return Captioned(Postcards("train", examples(CLIP_SETTINGS)), tokenizer)
+
+
+@recipe(
+    evaluation.POSTCARDS_CLIP,
+    dataset=captioned_postcards,
+    settings=CLIP_SETTINGS,
+    evaluate=evaluation.evaluate_postcards_clip,
+    requires=(evaluation.TOKENIZER,),
+)
+def clip_postcards(device: torch.device) -> Parts:
+    """Return two transformers that place postcards and their captions in one space."""
+    return Parts(postcards_clip(), clip_loss)
+
+
+VAE_SETTINGS = TrainingSettings(
+    steps=8000,
+    batch_size=16,
+    learning_rate=1.5e-3,
+    warmup_steps=100,
+    ema_decay=0.998,
+    optimizer="Muon",
+)
+
+
+@recipe(
+    "postcards-vae",
+    dataset=partial(Postcards, "train", examples(VAE_SETTINGS)),
+    settings=VAE_SETTINGS,
+    evaluate=evaluation.evaluate_postcards_vae,
+)
+def postcards_vae(device: torch.device) -> Parts:
+    """Return an autoencoder that makes postcards 48 times smaller: 8x8x4 latents."""
+    loss = autoencoder_loss(kl_weight=1e-6, distance=F.mse_loss)
+    return Parts(AutoencoderKL(VAEConfig.POSTCARDS), loss, save_autoencoder)
+
+
+POSTCARDS_SETTINGS = TrainingSettings(
+    steps=4800,
+    batch_size=64,
+    learning_rate=4e-3,
+    warmup_steps=200,
+    ema_decay=0.999,
+    optimizer="Muon",
+)
+
+
 def postcards_latents() -> Latents:
-    """Return captioned postcards as the autoencoder sees them."""
+    """Return captioned postcards, encoded by the autoencoder."""
     tokenizer, _, vae = frozen_parts()
     return Latents(Captioned(Postcards("train", ENCODED), tokenizer), vae.to(best_device()))
 
@@ -219,52 +389,20 @@ def postcards_loss(device: torch.device) -> LossFunction:
     return diffusion_loss(POSTCARDS_SCHEDULER, POSTCARDS_PROBABILITIES, prepare)
 
 
-def postcards_with_maps() -> Mapped:
-    """Return postcards, each with the map of what is where in it."""
-    postcards = Postcards("all", examples(SEGMENTER_SETTINGS), seed=1)
-    return Mapped(postcards, postcards)
+@recipe(
+    evaluation.POSTCARDS,
+    dataset=postcards_latents,
+    settings=POSTCARDS_SETTINGS,
+    evaluate=evaluation.evaluate_postcards,
+    output=INDEX,
+    samples=500,
+    requires=(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
+)
+def postcards(device: torch.device) -> Parts:
+    """Return Stable Diffusion for postcards: draws in latent space what a prompt says."""
+    return Parts(UNet(UNetConfig.POSTCARDS), postcards_loss(device), save_pipeline)
 
 
-def postcards_maps_unet() -> UNet:
-    """Return the U-Net of `postcards`, which has learned to draw, with room for a map."""
-    unet = UNet.from_pretrained(evaluation.POSTCARDS, "unet")
-    return widened(unet, len(LAYERS) * VAEConfig.POSTCARDS.downscale**2)
-
-
-DIGITS_SCHEDULER = DDPMScheduler()
-DIGITS_PROBABILITIES = timestep_probabilities(DIGITS_SCHEDULER.alphas_cumprod, mean=-1.2, std=1.2)
-POSTCARDS_SCHEDULER = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
-POSTCARDS_SAMPLER = DPMSolverMultistepScheduler.from_config(
-    POSTCARDS_SCHEDULER.config | {"timestep_spacing": "trailing"}
-)
-POSTCARDS_PROBABILITIES = timestep_probabilities(
-    POSTCARDS_SCHEDULER.alphas_cumprod, mean=-1.0, std=2.0
-)
-POSTCARDS_SETTINGS = TrainingSettings(
-    steps=4800,
-    batch_size=64,
-    learning_rate=4e-3,
-    warmup_steps=200,
-    ema_decay=0.999,
-    optimizer="Muon",
-)
-JUDGE_SETTINGS = TrainingSettings(steps=1000, batch_size=128, learning_rate=2e-3)
-CLIP_SETTINGS = TrainingSettings(
-    steps=320,
-    batch_size=512,
-    learning_rate=2e-3,
-    warmup_steps=40,
-    ema_decay=0.99,
-    optimizer="Muon",
-)
-VAE_SETTINGS = TrainingSettings(
-    steps=8000,
-    batch_size=16,
-    learning_rate=1.5e-3,
-    warmup_steps=100,
-    ema_decay=0.998,
-    optimizer="Muon",
-)
 SEGMENTER_SETTINGS = TrainingSettings(
     steps=500,
     batch_size=32,
@@ -273,200 +411,49 @@ SEGMENTER_SETTINGS = TrainingSettings(
     ema_decay=0.99,
     optimizer="Muon",
 )
-SCALED_BY = 1000  # postcards that measure the scaling factor
-ENCODED = 60_000  # postcards that latent diffusion learns from
 
 
-def examples(settings: TrainingSettings) -> int:
-    """Return how many pictures a run sees, where each is to be seen once."""
-    return settings.steps * settings.batch_size
+def postcards_with_maps() -> Mapped:
+    """Return postcards, each with the map of what is where in it."""
+    postcards = Postcards("all", examples(SEGMENTER_SETTINGS), seed=1)
+    return Mapped(postcards, postcards)
 
 
-RECIPES: dict[str, AnyRecipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="digits-judge",
-            summary="a classifier of digits, the judge of everything that draws digits",
-            model=lambda: Classifier(ClassifierConfig()),
-            dataset=lambda: digits("train"),
-            loss=lambda device: classifier_loss,
-            settings=TrainingSettings(steps=3000, batch_size=128, learning_rate=2e-3),
-            evaluate=evaluation.evaluate_digits_judge,
-        ),
-        Recipe(
-            name="digits-ddpm",
-            summary="a U-Net that predicts the noise in a digit: unconditional DDPM, 28x28",
-            model=lambda: UNet(UNetConfig.MNIST),
-            dataset=lambda: digits("train"),
-            loss=lambda device: diffusion_loss(DIGITS_SCHEDULER, DIGITS_PROBABILITIES),
-            settings=TrainingSettings(
-                steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.9995
-            ),
-            evaluate=evaluation.evaluate_digits,
-            save=save_with(DIGITS_SCHEDULER),
-        ),
-        Recipe(
-            name="digits-class",
-            summary="a U-Net that draws the digit that it is asked for",
-            model=lambda: UNet(UNetConfig.MNIST_CLASSES),
-            dataset=lambda: digits("train"),
-            loss=lambda device: diffusion_loss(
-                DIGITS_SCHEDULER, DIGITS_PROBABILITIES, labelled_images(num_classes=10)
-            ),
-            settings=TrainingSettings(
-                steps=1500,
-                batch_size=64,
-                learning_rate=2e-3,
-                warmup_steps=100,
-                ema_decay=0.998,
-                optimizer="Muon",
-            ),
-            evaluate=evaluation.evaluate_digits_class,
-            save=save_with(DIGITS_SCHEDULER),
-            samples=1000,
-        ),
-        TokenizerRecipe(
-            name="tokenizer-postcards",
-            summary="the words of the postcards' captions, as byte-pair encoding finds them",
-            dataset=lambda: Postcards("train"),
-            vocab_size=1000,
-            config=TokenizerConfig(model_max_length=33),  # the longest caption that can be has 31
-            evaluate=evaluation.evaluate_tokenizer,
-        ),
-        Recipe(
-            name="postcards-judge",
-            summary="a classifier with a head for each attribute, the judge of drawn postcards",
-            model=lambda: Classifier(
-                ClassifierConfig(3, (16, 32, 64, 128), 128, CLASSES, layout=4)
-            ),
-            dataset=lambda: Postcards("all", examples(JUDGE_SETTINGS), seed=1),
-            loss=lambda device: classifier_loss,
-            settings=JUDGE_SETTINGS,
-            evaluate=evaluation.evaluate_postcards_judge,
-        ),
-        Recipe(
-            name="clip-postcards",
-            summary="two transformers that place postcards and their captions in one space",
-            model=postcards_clip,
-            dataset=lambda: Captioned(
-                Postcards("train", examples(CLIP_SETTINGS)),
-                Tokenizer.from_pretrained(evaluation.TOKENIZER),
-            ),
-            loss=lambda device: clip_loss,
-            settings=CLIP_SETTINGS,
-            evaluate=evaluation.evaluate_postcards_clip,
-            needs=(evaluation.TOKENIZER,),
-        ),
-        Recipe(
-            name="postcards-vae",
-            summary="an autoencoder that makes postcards 48 times smaller: 8x8x4 latents",
-            model=lambda: AutoencoderKL(VAEConfig.POSTCARDS),
-            dataset=lambda: Postcards("train", examples(VAE_SETTINGS)),
-            loss=lambda device: autoencoder_loss(kl_weight=1e-6, distance=F.mse_loss),
-            settings=VAE_SETTINGS,
-            evaluate=evaluation.evaluate_postcards_vae,
-            save=save_autoencoder,
-        ),
-        Recipe(
-            name="postcards",
-            summary="Stable Diffusion for postcards: draws in latent space what a prompt says",
-            model=lambda: UNet(UNetConfig.POSTCARDS),
-            dataset=postcards_latents,
-            loss=postcards_loss,
-            settings=POSTCARDS_SETTINGS,
-            evaluate=evaluation.evaluate_postcards,
-            save=save_pipeline,
-            product="model_index.json",
-            samples=500,
-            needs=(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
-        ),
-        Recipe(
-            name="postcards-segmenter",
-            summary="a U-Net that says for each pixel of a postcard what it belongs to",
-            model=lambda: UNet(UNetConfig(64, 3, len(LAYERS), (16, 32, 64), (False,) * 3)),
-            dataset=postcards_with_maps,
-            loss=lambda device: segmenter_loss,
-            settings=SEGMENTER_SETTINGS,
-            evaluate=evaluation.evaluate_postcards_segmenter,
-            samples=1000,
-        ),
-        Recipe(
-            name="postcards-maps",
-            summary="the U-Net of postcards, taught to see a map of what is where as well",
-            model=postcards_maps_unet,
-            dataset=lambda: Mapped(postcards_latents(), Postcards("train", ENCODED)),
-            loss=lambda device: with_maps(
-                postcards_loss(device), len(LAYERS), VAEConfig.POSTCARDS.downscale
-            ),
-            settings=replace(POSTCARDS_SETTINGS, steps=1200, learning_rate=2e-3),
-            evaluate=evaluation.evaluate_postcards_maps,
-            save=save_beside_system,
-            product="model_index.json",
-            samples=200,
-            needs=(
-                *(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
-                *(evaluation.POSTCARDS, evaluation.POSTCARDS_SEGMENTER),
-            ),
-        ),
+@recipe(
+    evaluation.POSTCARDS_SEGMENTER,
+    dataset=postcards_with_maps,
+    settings=SEGMENTER_SETTINGS,
+    evaluate=evaluation.evaluate_postcards_segmenter,
+    samples=1000,
+)
+def postcards_segmenter(device: torch.device) -> Parts:
+    """Return a U-Net that says for each pixel of a postcard what it belongs to."""
+    config = UNetConfig(64, 3, len(LAYERS), (16, 32, 64), (False,) * 3)
+    return Parts(UNet(config), segmenter_loss)
+
+
+def latents_with_maps() -> Mapped:
+    """Return the latents that `postcards` learns from, each with the map of its postcard."""
+    return Mapped(postcards_latents(), Postcards("train", ENCODED))
+
+
+@recipe(
+    "postcards-maps",
+    dataset=latents_with_maps,
+    settings=replace(POSTCARDS_SETTINGS, steps=1200, learning_rate=2e-3),
+    evaluate=evaluation.evaluate_postcards_maps,
+    output=INDEX,
+    samples=200,
+    requires=(
+        *(evaluation.TOKENIZER, evaluation.POSTCARDS_CLIP, "postcards-vae"),
+        *(evaluation.POSTCARDS, evaluation.POSTCARDS_SEGMENTER),
+    ),
+)
+def postcards_maps(device: torch.device) -> Parts:
+    """Return the U-Net of postcards, taught to see a map of what is where as well."""
+    downscale = VAEConfig.POSTCARDS.downscale
+    unet = UNet.from_pretrained(evaluation.POSTCARDS, "unet")  # it can draw already
+    unet = widened(unet, len(LAYERS) * downscale**2)  # and gets room for a map
+    return Parts(
+        unet, with_maps(postcards_loss(device), len(LAYERS), downscale), save_beside_system
     )
-}
-
-
-def find_recipe(name: str) -> AnyRecipe:
-    """Return the recipe of that name, or raise ValueError that lists all names."""
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}")
-    return RECIPES[name]
-
-
-def run(
-    recipe: AnyRecipe,
-    folder: str | Path,
-    steps: int | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    mixed_precision: str = "no",
-) -> Iterator[TrainingStep]:
-    """Follow a recipe, yielding every step; at the end `folder` holds the model, log and card.
-
-    `mixed_precision` is accelerate's: "no", "bf16" or (on a GPU) "fp16". The weights kept are the
-    moving average, in half precision. Raises ValueError if the folder cannot be written, or holds
-    a run already and `resume` is not set.
-    """
-    recipe = recipe.changed(steps=steps, seed=seed)
-    folder = writable_folder(folder)
-    if not resume and any((folder / file).exists() for file in (CHECKPOINT, recipe.product)):
-        raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
-    yield from recipe.follow(folder, mixed_precision)
-
-
-def finish(
-    recipe: Recipe,
-    folder: Path,
-    state: TrainingStep,
-    dataset: Dataset,
-    accelerator: Accelerator,
-    made_by: str,
-) -> None:
-    """Write model, scheduler, log and card of a run that is complete."""
-    settings = recipe.settings
-    recipe.save(state.ema, folder, dataset)
-    training = {
-        "recipe": recipe.name,
-        "summary": recipe.summary,
-        "data": getattr(dataset, "source", type(dataset).__name__),
-        "examples": len(dataset),
-        "parameters": sum(p.numel() for p in state.ema.parameters()),
-        "settings": asdict(settings),
-        "cost": {
-            "seconds": state.log[-1]["seconds"],
-            "images": settings.steps * settings.batch_size,
-            "machine": machine(accelerator),
-            "precision": accelerator.mixed_precision,
-        },
-        "commit": made_by,
-        "log": state.log,
-    }
-    write_json(folder / "training.json", training)
-    write_card(folder)

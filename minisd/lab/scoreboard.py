@@ -98,7 +98,7 @@ def scoreboard(folder: Path = CHECKPOINTS) -> list[Entry]:
     files = {name: folder / name / "training.json" for name in RECIPES}
     cards = {name: read_json(file) for name, file in files.items() if file.is_file()}
     entries = [entry for training in cards.values() for entry in entries_of(training)]
-    parts = [*RECIPES[SYSTEM].needs, SYSTEM]
+    parts = [*RECIPES[SYSTEM].requires, SYSTEM]
     if all(part in cards for part in parts):
         size = sum(cards[part].get("parameters", 0) for part in parts)
         spent = sum(cards[part]["cost"]["seconds"] for part in parts)

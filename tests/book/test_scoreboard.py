@@ -75,7 +75,7 @@ def test_seen_and_held_out_do_not_repeat_the_costs():
 
 
 def test_the_parts_of_the_system_are_added_up_once_all_are_there(tmp_path):
-    parts = (*RECIPES["postcards"].needs, "postcards")
+    parts = (*RECIPES["postcards"].requires, "postcards")
     for i, name in enumerate(parts):
         assert "together" not in [entry.model for entry in scoreboard(tmp_path)]
         (tmp_path / name).mkdir()

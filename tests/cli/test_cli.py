@@ -591,7 +591,9 @@ def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch):
     def nan(model, batch, generator):
         return next(model.parameters()).sum() * float("nan")
 
-    recipe = replace(minisd.lab.recipes.RECIPES["tiny-ddpm"], loss=lambda device: nan)
+    recipe = minisd.lab.recipes.RECIPES["tiny-ddpm"]
+    parts = recipe.build(torch.device("cpu"))._replace(loss=nan)
+    recipe = replace(recipe, build=lambda device: parts)
     monkeypatch.setitem(minisd.lab.recipes.RECIPES, "tiny-ddpm", recipe)
     status, out, err = command("train", "tiny-ddpm", "--out", "there")
     assert status == 1 and out == ""
@@ -726,7 +728,7 @@ def test_a_model_that_takes_no_prompt(command, model):
 
 
 def test_all_that_a_recipe_builds_on_is_trained_before(command, tmp_path, monkeypatch):
-    needing = replace(TINY["tiny-clip"].changed(steps=2), needs=("tiny-tokenizer",))
+    needing = replace(TINY["tiny-clip"].changed(steps=2), requires=("tiny-tokenizer",))
     monkeypatch.setitem(minisd.lab.recipes.RECIPES, "tiny-clip", needing)
     status, out, _ = command("train", "tiny-clip", "--all", "--out", "all/tiny-clip")
     assert status == 0

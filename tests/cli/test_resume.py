@@ -155,6 +155,43 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     assert (answers[0] - answers[1]).abs().max() < 1e-3
 
 
+def together(*arguments):
+    """Run both processes of one command, and return its exit status and what they said."""
+    arguments = ["--multi_gpu", "--main_process_port", free_port(), SCRIPT, *arguments]
+    process = launch(arguments, ACCELERATE_USE_CPU="true")
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.mark.slow
+def test_clip_is_not_split_between_processes(tmp_path):
+    status, output = together("tiny-clip", tmp_path)
+    assert status != 0 and "CLIP compares all pairs of a batch" in output
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_make_a_tokenizer(tmp_path):
+    status, output = together("tiny-tokenizer", tmp_path / "two")
+    assert status == 0, output
+    list(run(tiny.RECIPES["tiny-tokenizer"], tmp_path / "one"))
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two
+    assert read_json(tmp_path / "two" / "training.json")["recipe"] == "tiny-tokenizer"
+
+
+@pytest.mark.slow
+def test_two_processes_resume_no_run_of_one(tmp_path):
+    loop = run(tiny.RECIPES["tiny-classifier"], tmp_path)
+    while next(loop).step < 5:
+        pass
+    loop.close()
+    status, output = together("tiny-classifier", tmp_path, "--resume")
+    assert status != 0
+    assert "processes is 1 in the checkpoint, 2 in this run" in output
+
+
 @pytest.mark.slow
 def test_two_processes_reach_the_same_loss_within_noise(tmp_path):
     training = one_command("tiny-ddpm", tmp_path / "two")

@@ -1,27 +1,38 @@
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import randomise
 from safetensors.torch import load_file
 from tiny import RECIPES as TINY
-from tiny import TINY_JUDGE
+from tiny import TINY_JUDGE, small_digits
 
-from minisd import AutoencoderKL, DDIMScheduler, Tokenizer, UNet, UNetConfig, VAEConfig
+from minisd import (
+    AutoencoderKL,
+    DDIMScheduler,
+    Tokenizer,
+    TokenizerConfig,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import Postcards
 from minisd.data.postcards.captions import SKIES
 from minisd.files import read_json, write_json
-from minisd.lab.cards import add_scores, write_card
+from minisd.lab.cards import add_scores, commit, write_card
 from minisd.lab.evaluation import PROMPT_ACCURACY, EvaluationSettings, evaluate_inpainting
 from minisd.lab.evaluation.inpainting import ERROR, JUMP, SUBJECT
 from minisd.lab.recipes import (
     DIGITS_SCHEDULER,
     RECIPES,
-    Recipe,
-    TokenizerRecipe,
     find_recipe,
     frozen_parts,
     postcards_clip,
@@ -35,12 +46,11 @@ from minisd.pretrained import CHECKPOINTS, bundled
 from minisd.schedulers import load_scheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
 
-SHORT = {
-    name: recipe.changed(steps=20) for name, recipe in TINY.items() if isinstance(recipe, Recipe)
-}
+SHORT = {name: recipe.changed(steps=20) for name, recipe in TINY.items() if recipe.settings}
 TOKENIZER = TINY["tiny-tokenizer"]
-NETWORKS = [name for name in bundled() if isinstance(RECIPES[name], Recipe)]
-TOKENIZERS = [name for name in bundled() if isinstance(RECIPES[name], TokenizerRecipe)]
+NETWORKS = [name for name in bundled() if RECIPES[name].settings]
+TOKENIZERS = [name for name in bundled() if not RECIPES[name].settings]
+CPU = torch.device("cpu")
 
 
 def follow(recipe, folder, **settings):
@@ -84,12 +94,12 @@ def test_every_recipe_builds_a_model_that_its_loss_can_train(monkeypatch):
         "postcards-maps": [torch.randn(2, 4, 8, 8), ids, postcards.masks()],
     }
     monkeypatch.setattr(UNet, "from_pretrained", lambda *_: UNet(UNetConfig.POSTCARDS))
-    for recipe in RECIPES.values():
-        if isinstance(recipe, Recipe):
-            loss_function = recipe.loss(torch.device("cpu"))
-            loss = loss_function(recipe.model(), batches[recipe.name], torch.Generator())
-            assert loss.ndim == 0 and loss.isfinite()
-            loss.backward()
+    for name, batch in batches.items():
+        model, loss_function, _ = RECIPES[name].build(CPU)
+        loss = loss_function(model, batch, torch.Generator())
+        assert loss.ndim == 0 and loss.isfinite()
+        loss.backward()
+    assert batches.keys() == {name for name, recipe in RECIPES.items() if recipe.settings}
 
 
 @pytest.mark.slow
@@ -178,6 +188,47 @@ def test_training_json_tells_how_the_model_was_made(finished):
     assert training["cost"]["images"] == 20 * 16
     assert training["cost"]["seconds"] == last.log[-1]["seconds"] > 0
     assert training["commit"]
+    assert training["model"]["class"] == "UNet" and training["model"]["channels"] == [8, 16]
+    assert training["cost"]["precision"] == "no" and training["cost"]["processes"] == 1
+    assert "- model: UNet(sample_size=14, " in (folder / "card.md").read_text()
+
+
+REAL_RUN = subprocess.run
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        FileNotFoundError("git"),
+        PermissionError("git"),
+        subprocess.TimeoutExpired("git", 30),
+        [sys.executable, "-c", "import sys; sys.exit('fatal: detected dubious ownership')"],
+    ],
+    ids=["no git", "not allowed", "slow", "refused"],
+)
+def test_where_git_cannot_tell_the_version_stands_for_the_commit(fault, monkeypatch):
+    def git(command, **others):
+        if isinstance(fault, Exception):
+            raise fault
+        return REAL_RUN(fault, **others)
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert commit() == f"minisd {version('minisd')}"
+    monkeypatch.setattr("minisd.lab.cards.version", missing)
+    assert commit() == "unknown"
+
+
+def missing(name):
+    raise PackageNotFoundError(name)
+
+
+def test_the_commit_is_that_of_the_repository():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("this is no repository")
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    assert head and commit().removesuffix("-dirty") == head
 
 
 def test_a_classifier_has_no_scheduler(tmp_path):
@@ -231,8 +282,52 @@ def test_resume_where_nothing_was_begun_begins(tmp_path, finished):
 def test_resume_with_other_settings_raises(tmp_path):
     follow(SHORT["tiny-classifier"], tmp_path, steps=10)
     for change in (dict(steps=20), dict(seed=1)):
-        with pytest.raises(ValueError, match="other settings"):
+        (name,) = change
+        with pytest.raises(ValueError, match=f"settings.{name} is .* in the checkpoint"):
             follow(SHORT["tiny-classifier"], tmp_path, **({"steps": 10} | change), resume=True)
+
+
+def test_resume_in_another_precision_raises(tmp_path):
+    recipe = SHORT["tiny-classifier"]
+    loop = run(recipe, tmp_path, steps=10)
+    while next(loop).step < 5:
+        pass
+    loop.close()
+    with pytest.raises(ValueError, match="precision is 'no' in the checkpoint, 'bf16' in this run"):
+        follow(recipe, tmp_path, steps=10, resume=True, mixed_precision="bf16")
+    assert not (tmp_path / "card.md").exists()
+    follow(recipe, tmp_path, steps=10, resume=True)
+    assert read_json(tmp_path / "training.json")["cost"]["precision"] == "no"
+
+
+def test_resume_of_another_recipe_or_with_other_data_raises(tmp_path, monkeypatch):
+    recipe = SHORT["tiny-classifier"]
+    follow(recipe, tmp_path, steps=10)
+    for change, message in (
+        (dict(name="other"), "recipe is 'tiny-classifier' in the checkpoint, 'other'"),
+        (dict(dataset=few_digits), "data is 'UCI digits' in the checkpoint, 'MNIST' in this run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            follow(replace(recipe, **change), tmp_path, steps=10, resume=True)
+
+
+def few_digits():
+    """As many digits, of another source: as if MNIST could be reached again."""
+    digits = small_digits()
+    digits.source = "MNIST"
+    return digits
+
+
+def test_a_run_trains_in_its_precision_whatever_ran_before(tmp_path):
+    """As in a notebook, where `train` has run before."""
+    weights = []
+    for name, precision in (("a", "bf16"), ("b", "no"), ("c", "bf16")):
+        follow(SHORT["tiny-ddpm"], tmp_path / name, steps=5, mixed_precision=precision)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        training = read_json(tmp_path / name / "training.json")
+        assert training["cost"]["precision"] == precision
+        assert f"--precision {precision}" in (tmp_path / name / "card.md").read_text()
+    assert weights[0] == weights[2] != weights[1]
 
 
 def test_bad_settings_raise_before_anything_is_written(tmp_path):
@@ -287,7 +382,7 @@ def test_a_tokenizer_is_made_without_steps(tokenizer):
     ]
     made, data = Tokenizer.from_pretrained(tokenizer), TOKENIZER.dataset()
     learned = Tokenizer.train(
-        data.captions + data.full_captions, TOKENIZER.vocab_size, TOKENIZER.config
+        data.captions + data.full_captions, 300, TokenizerConfig(model_max_length=40)
     )
     assert (made.vocab, made.ranks, made.config) == (learned.vocab, learned.ranks, learned.config)
 
@@ -312,6 +407,14 @@ def test_a_tokenizer_is_not_overwritten_and_resumes_to_itself(tokenizer):
     list(run(TOKENIZER, tokenizer, seed=3, resume=True))
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         assert (tokenizer / name).read_bytes() == before[name]
+
+
+@pytest.mark.parametrize("name", ["tiny-tokenizer", "tiny-classifier"])
+def test_the_main_process_alone_writes(name, tmp_path, monkeypatch):
+    recipe = TINY[name] if name == "tiny-tokenizer" else TINY[name].changed(steps=5)
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    list(run(recipe, tmp_path))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_tokenizer_has_no_steps(tmp_path):
@@ -343,7 +446,7 @@ def test_clip_needs_its_tokenizer(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
         follow(SHORT["tiny-clip"], tmp_path)
     with pytest.raises(ValueError, match="unknown model 'no-such-tokenizer'"):
-        RECIPES["clip-postcards"].model()
+        RECIPES["clip-postcards"].build(CPU)
 
 
 def test_the_longest_caption_that_can_be_fits_the_tokenizer():
@@ -389,7 +492,7 @@ def test_a_bundled_checkpoint_is_complete(name, tmp_path):
         training["settings"]["steps"] * training["settings"]["batch_size"]
     )
     assert training["commit"] and training["scores"]
-    trained = folder / ("unet" if RECIPES[name].product == INDEX else "")
+    trained = folder / ("unet" if RECIPES[name].output == INDEX else "")
     assert read_json(trained / "config.json")
     (weights,) = trained.glob("*.safetensors")
     stored = load_file(weights)
@@ -419,8 +522,8 @@ def test_a_bundled_tokenizer_is_what_its_recipe_makes(name, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_bundled_checkpoint_was_made_by_its_recipe(name):
     training, recipe = read_json(CHECKPOINTS / name / "training.json"), find_recipe(name)
-    model = recipe.model()
-    subfolder = "unet" if recipe.product == INDEX else ""
+    model = recipe.build(CPU).model
+    subfolder = "unet" if recipe.output == INDEX else ""
     loaded = type(model).from_pretrained(name, subfolder).config
     if name == "postcards-vae":  # the factor is measured at the end
         assert loaded.scaling_factor != 1
@@ -436,7 +539,7 @@ def test_bundled_checkpoints_are_small():
     assert sizes and max(sizes.values()) < 12e6, sizes
     assert sum(sizes.values()) < 60e6
     recipe = RECIPES["postcards"]
-    system = {recipe.name, *recipe.needs}
+    system = {recipe.name, *recipe.requires}
     of_system = [
         n for file, n in sizes.items() if system & set(file.relative_to(CHECKPOINTS).parts)
     ]
@@ -459,7 +562,7 @@ def test_the_readme_says_what_the_cards_say():
     for kind in ("seen", "held-out"):
         scores = scores_of(books["postcards"])
         assert scores[f"{PROMPT_ACCURACY}, {kind} combinations"].figure in readme
-    parts = (*RECIPES["postcards"].needs, "postcards")
+    parts = (*RECIPES["postcards"].requires, "postcards")
     minutes = sum(books[part]["cost"]["seconds"] for part in parts) / 60
     assert f"in {minutes:.0f} minutes on 2 CPU cores" in readme
 
