@@ -8,13 +8,13 @@ READY := .venv/.ready
 # for each other. Progress bars are for people.
 TEST := OMP_NUM_THREADS=1 MINISD_PROGRESS=0 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: book test check fast serve lint types coverage bench notebooks
+.PHONY: book test check fast serve lint types bench notebooks
 
 book: $(READY)  ## build the HTML book into _build/html
 	.venv/bin/jupyter-book build -W -n --keep-going .
 
-test: $(READY)  ## every test, and every chapter from its first cell to its last
-	$(TEST) --nbval-lax tests chapters
+test: $(READY)  ## every test, and every chapter from its first cell to its last; COVER=--cov measures
+	$(TEST) $(COVER) --nbval-lax tests chapters
 
 check: $(READY)  ## for daily work: the fast tests, and the chapters whose stored run is out of date
 	$(TEST) --nbval-lax -m "not slow" tests $$($(RUN) book/notebooks.py --changed)
@@ -22,17 +22,17 @@ check: $(READY)  ## for daily work: the fast tests, and the chapters whose store
 fast: $(READY)  ## the tests that take seconds
 	$(TEST) -m "not slow" tests
 
-coverage: $(READY)  ## all tests without the chapters, with the lines and branches that they reach
-	$(TEST) --cov=minisd --cov-branch --cov-report=term:skip-covered tests
-
 serve: book  ## open the built book in the browser
 	(sleep 1 && $(RUN) -m webbrowser http://127.0.0.1:$(PORT)) &
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-lint: $(READY)  ## style, types, and libraries that fit each other
+lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pip check
+	$(RUN) -m basedpyright
+
+types: $(READY)
+	$(RUN) -m basedpyright
 
 bench: $(READY)  ## compare with other implementations; each script prints one table
 	for script in $(sort $(wildcard benchmarks/*.py)); do $(RUN) $$script || exit 1; done
