@@ -214,11 +214,12 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class Pretrained:
+class Pretrained(nn.Module):
     """Adds `from_pretrained` and `save_pretrained` to a model built from one config dataclass."""
 
     config_class: ClassVar[type]
     diffusers_format: ClassVar[DiffusersFormat | None] = None
+    config: Any  # of the class config_class
 
     @classmethod
     def from_pretrained(
@@ -284,15 +285,15 @@ class Pretrained:
         ValueError for an unknown format or a folder that cannot be written.
         """
         check_format(format)
-        if format == "diffusers" and self.diffusers_format is None:
+        foreign = self.diffusers_format if format == "diffusers" else None
+        if format == "diffusers" and foreign is None:
             raise ValueError(f"diffusers has no counterpart of {type(self).__name__}")
         tensors = {key: t.detach().to(dtype=dtype).cpu() for key, t in self.state_dict().items()}
         config, file = asdict(self.config), WEIGHTS
-        if format == "diffusers":
+        if foreign is not None:
             names = self.diffusers_names()
             tensors = {names[key]: tensor for key, tensor in tensors.items()}
-            config = self.diffusers_format.write_config(self.config)
-            file = self.diffusers_format.file
+            config, file = foreign.write_config(self.config), foreign.file
         folder = writable_folder(folder)
         with replacing(folder / file) as temporary:
             tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -301,6 +302,7 @@ class Pretrained:
 
     def diffusers_names(self) -> dict[str, str]:
         """Return minisd's name -> diffusers' name for every tensor of this model."""
+        assert self.diffusers_format is not None
         return self.diffusers_format.key_map(self.config, self.state_dict())
 
 

@@ -608,6 +608,9 @@ def test_a_companion_is_bundled_or_lies_beside(saved, hub, name):
     with pytest.raises(ValueError, match="must be bundled .*digits-ddpm.* or lie beside"):
         locate_companion(name, saved)
     assert hub[1] == []
+    for path in (str(saved), f"../{saved.parent.name}/{saved.name}", "./unet"):
+        with pytest.raises(ValueError, match="must be bundled"):
+            locate_companion(path, saved)
     assert locate_companion("digits-ddpm", saved) == CHECKPOINTS / "digits-ddpm"
     JUDGE.save_pretrained(saved.parent / "digits-ddpm")
     assert locate_companion("digits-ddpm", saved) == saved.parent / "digits-ddpm"
@@ -732,6 +735,14 @@ def test_whatever_a_config_says_loading_ends_in_a_model_or_in_words(kind, tmp_pa
                 refused += 1
                 assert str(tmp_path) in str(error)
     assert refused > 6 * len(raw)
+
+
+@pytest.mark.parametrize("question", ["", "a.b", "keys"])
+def test_what_torch_cannot_build_is_told_in_words(question, tmp_path):
+    JUDGE.save_pretrained(tmp_path)
+    change_config(tmp_path, classes=[[question, 3]])
+    with pytest.raises(ValueError, match=r"config\.json: there is no such Judge: "):
+        Judge.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["block_out_channels", "down_block_types", "up_block_types"])

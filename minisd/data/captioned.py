@@ -1,5 +1,7 @@
 """Chapters 7, 10 and 11: pictures with captions, as CLIP and latent diffusion learn from them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -11,14 +13,14 @@ from minisd.vae import AutoencoderKL
 
 
 class Captioned(Dataset):
-    """Pairs (image (c,h,w), ids (n,) int64) of a data set that has pictures and `captions`.
+    """Pairs (image (c,h,w), ids (n,) int64) of a data set with pictures and `captions`.
 
-    Of each item of `dataset` the first entry is the picture; `captions` are others than its own, if
-    given. Raises ValueError if there is not one caption for each picture, or if the tokenizer
-    would cut one short.
+    The first entry of each item of `dataset` is the picture. `captions` replace its own, if given.
+    Raises ValueError unless there is one caption for each picture, or if the tokenizer would cut
+    one short.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, captions: list[str] | None = None):
+    def __init__(self, dataset: Any, tokenizer: Tokenizer, captions: list[str] | None = None):
         self.dataset, self.source = dataset, dataset.source
         self.captions = dataset.captions if captions is None else captions
         if len(self.captions) != len(dataset):
@@ -63,11 +65,11 @@ class Latents(Dataset):
 class Mapped(Dataset):
     """The items of a data set, each with one more entry: the map (h,w) int64 of its postcard.
 
-    `dataset` is made of `postcards`, in their order. Maps are drawn when they are asked for. Raises
-    ValueError if there are not as many of both.
+    `dataset` holds these `postcards`, in the same order. A map is drawn when its item is asked for.
+    Raises ValueError unless both have the same length.
     """
 
-    def __init__(self, dataset: Dataset, postcards: Postcards):
+    def __init__(self, dataset: Any, postcards: Postcards):
         if len(dataset) != len(postcards):
             raise ValueError(f"{len(dataset)} items come with {len(postcards)} postcards")
         self.dataset, self.postcards, self.source = dataset, postcards, dataset.source
@@ -89,12 +91,12 @@ class Mapped(Dataset):
 
 
 def check_lengths(captions: list[str], ids: Tensor, tokenizer: Tokenizer) -> None:
-    """Raise ValueError that shows a caption which the tokenizer cut short to ids (m,n), if any."""
+    """Raise ValueError with the longest caption if the tokenizer cut it short to ids (m,n)."""
     room = ids.shape[1] - 2
     filled = (ids[:, -2] != tokenizer.pad_token_id).nonzero().flatten().tolist()
     lengths = {captions[row]: len(tokenizer.encode(captions[row])) for row in filled}
-    longest = max(lengths, key=lengths.get, default=None)
-    if longest is not None and lengths[longest] > room:
+    longest = max(lengths, key=lambda caption: lengths[caption], default="")
+    if longest and lengths[longest] > room:
         raise ValueError(
             f"captions must have at most {room} tokens, got {lengths[longest]}: {longest!r}; "
             "shorten it, or train a tokenizer for your captions"

@@ -18,7 +18,7 @@ from functools import cache
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -224,7 +224,7 @@ def uci_digits(split: str) -> Digits:
     """Return the digits that come with scikit-learn, every fifth of them for testing."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1  # 0..16 -> [-1,1]
     images = F.interpolate(images, size=(28, 28), mode="bicubic").clamp(-1, 1)
     chosen = (torch.arange(len(images)) % 5 == 0) == (split == "test")
