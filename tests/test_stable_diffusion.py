@@ -141,7 +141,6 @@ def test_what_is_cut_from_a_long_prompt_is_shown(pipe):
         (dict(latents=torch.zeros(2, 4, 8, 8)), r"latents must be \(1, 4, h, w\)"),
         (dict(latents=torch.full((1, 4, 8, 8), float("nan"))), "finite"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit(pipe, settings, message):
     prompt = settings.pop("prompt", PROMPT)
@@ -475,7 +474,6 @@ def keeps_what_is_black(pipe, picture, mask, **settings):
 @pytest.mark.parametrize(
     "settings",
     [{}, dict(num_images_per_prompt=3), dict(prompt=["a house", "a tent"]), dict(strength=0.5)],
-    ids=str,
 )
 def test_what_is_black_keeps_its_pixels(pipe, picture, mask, settings):
     assert keeps_what_is_black(pipe, picture, mask, **settings)
@@ -552,7 +550,6 @@ def test_a_light_grey_is_white_and_a_dark_one_black(pipe, picture):
         (dict(image=torch.rand(3, 32, 32), mask=torch.zeros(32, 32)), "mask is empty"),
         (dict(mask=torch.ones(32, 32)), "a mask needs an image"),
     ],
-    ids=str,
 )
 def test_pictures_that_do_not_fit(pipe, settings, message):
     with pytest.raises(ValueError, match=message):
