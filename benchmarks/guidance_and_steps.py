@@ -18,6 +18,7 @@ from tqdm import tqdm
 from minisd import CLIP, Tokenizer
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import JUDGED, Postcards
+from minisd.device import in_batches
 from minisd.files import read_json
 from minisd.intervals import bootstrap_interval
 from minisd.lab.evaluation import (
@@ -30,7 +31,7 @@ from minisd.lab.evaluation import (
     draw,
 )
 from minisd.lab.results import Results, table
-from minisd.metrics import clip_scores, frechet_distance, frechet_interval, in_batches
+from minisd.metrics import clip_scores, frechet_distance, frechet_interval
 from minisd.pretrained import locate
 
 MODEL, FILE = "postcards", "sweeps.json"

@@ -23,6 +23,7 @@ from minisd.classifier import Classifier, classify
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import Postcards
+from minisd.device import in_batches
 from minisd.files import write_json
 from minisd.intervals import bootstrap_interval
 from minisd.lab.cards import machine
@@ -35,7 +36,6 @@ from minisd.lab.recipes import (
 )
 from minisd.lab.results import table
 from minisd.losses import diffusion_loss
-from minisd.metrics import in_batches
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 from minisd.pretrained import locate
 from minisd.training import TrainingSettings, train

@@ -25,7 +25,7 @@ from minisd.classifier import Classifier, classify
 from minisd.conditioning import captioned_images
 from minisd.data.captioned import Captioned, Latents
 from minisd.data.postcards import JUDGED, Postcards
-from minisd.device import best_device, device_name
+from minisd.device import best_device, device_name, in_batches
 from minisd.files import read_json
 from minisd.lab.evaluation import POSTCARDS_JUDGE, SPLITS, UNSEEN_SEED
 from minisd.lab.recipes import (
@@ -36,7 +36,6 @@ from minisd.lab.recipes import (
 )
 from minisd.lab.results import Results, table
 from minisd.losses import diffusion_loss
-from minisd.metrics import in_batches
 from minisd.pipeline import ClassifierFreeGuidance, denoise
 from minisd.pretrained import locate
 from minisd.training import TrainingSettings, TrainingStep, train

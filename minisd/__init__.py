@@ -6,7 +6,7 @@ The package of the book. Where the code of each chapter lives:
     2  Adding noise              schedules
     3  The U-Net                 layers, unet
     4  Training a DDPM           schedulers.base, .ddpm, losses, training, checkpoints, pipeline,
-                                 device
+                                 device, threads
     5  Schedulers                schedulers
     6  Tokens and transformers   tokenizer, layers, clip
     7  CLIP                      clip, losses, data.postcards
@@ -15,7 +15,7 @@ The package of the book. Where the code of each chapter lives:
     10 Latent diffusion          conditioning, request, stable_diffusion, attention_maps
     11 More than text            editing, maps
     12 Measuring                 classifier, metrics, intervals
-    13 Growing up                pretrained, weights, files, full_size
+    13 Growing up                pretrained, tensors, weights, configs, full_size
     14 Stable Diffusion v1.5     full_size, book.stage
 
 `minisd.lab` holds the experiments (recipes, evaluation, scoreboard), `minisd.book` the machinery of

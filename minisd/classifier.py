@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.configs import check_fields
+from minisd.device import in_batches
 from minisd.intervals import Accuracy
-from minisd.metrics import in_batches
 from minisd.pretrained import Pretrained
 
 

@@ -1,7 +1,8 @@
-"""Check the values of a config, which may come from the file of a stranger."""
+"""Chapter 13: build a config from a file, which may come from a stranger: nothing is believed."""
 
 import types
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 MAX_SIZE = 2**20  # of a width, a vocabulary, a picture: far more than any model has
@@ -37,6 +38,33 @@ def check_fields(config: Any, *any_integer: str) -> None:
                 wanted += f" of at most {most}"
             raise ValueError(f"{field.name} must be {wanted}, got {value!r:.80}")
         object.__setattr__(config, field.name, value)  # configs are frozen
+
+
+def class_name(raw: dict[str, Any], source: str | Path) -> str | None:
+    """Return the class that a config names, or None; raises ValueError if that is not text.
+
+    diffusers names its class, transformers a list of one; minisd's own configs name none.
+    """
+    listed = raw.get("architectures") or [None]
+    name = raw.get("_class_name") or (listed[0] if isinstance(listed, list) else listed)
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{source}: the name of a class must be text, got {name!r:.80}")
+    return name
+
+
+def build_config(config_class: type, values: dict[str, Any], source: str | Path) -> Any:
+    """Return `config_class(**values)`; what does not fit raises ValueError that names `source`."""
+    known = {field.name for field in fields(config_class)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{source}: unknown field {', '.join(map(repr, unknown))}; "
+            f"{config_class.__name__} has {', '.join(sorted(known))}"
+        )
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:  # an unknown field deeper down, a size that is no size
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _from_json(value: Any, kind: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Chapter 4: the device that computes: the best one here, its name, and noise for it."""
+"""Chapter 4: the device that computes: the best one here, its name, noise and batches for it."""
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,3 +70,11 @@ def device_name(device: torch.device) -> str:
 def processor() -> str:
     """Name the processor that this process runs on."""
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+@torch.no_grad()
+def in_batches(
+    function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500
+) -> Tensor:
+    """Apply `function` to (n,...) batch by batch, without gradients, and join the results."""
+    return torch.cat([function(batch) for batch in images.split(batch_size)])

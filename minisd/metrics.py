@@ -1,24 +1,16 @@
 """Chapters 4, 7, 9, 11 and 12: how good are the pictures? Distances, cosines, overlaps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.clip import CLIP
+from minisd.device import in_batches
 from minisd.intervals import bootstrap_interval
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
-
-
-@torch.no_grad()
-def in_batches(
-    function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500
-) -> Tensor:
-    """Apply `function` to (n,...) batch by batch, without gradients, and join the results."""
-    return torch.cat([function(batch) for batch in images.split(batch_size)])
-
 
 # Drawn pictures and real ones, as two distributions of features
 

@@ -1,4 +1,4 @@
-"""Save a model as a folder, and load it again: from a folder, from this package, or from the hub.
+"""Chapter 13: save a model as a folder; load it from a folder, from this package, or from the hub.
 
 A folder holds `config.json` (the fields of the model's config) and `model.safetensors`. Folders in
 diffusers' format are read as they are, and written on request.
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from glob import escape
 from os import environ
 from os.path import isdir, isfile
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minisd.configs import build_config, class_name
 from minisd.files import (
     expand,
     inside,
@@ -175,33 +176,6 @@ def locate_companion(name: object, folder: Path) -> Path:
 
 def _holds_model(folder: Path) -> bool:
     return any(isfile(folder / file) for file in CONFIGS)
-
-
-def class_name(raw: dict[str, Any], source: str | Path) -> str | None:
-    """Return the class that a config names, or None; raises ValueError if that is not text.
-
-    diffusers names its class, transformers a list of one; minisd's own configs name none.
-    """
-    listed = raw.get("architectures") or [None]
-    name = raw.get("_class_name") or (listed[0] if isinstance(listed, list) else listed)
-    if name is not None and not isinstance(name, str):
-        raise ValueError(f"{source}: the name of a class must be text, got {name!r:.80}")
-    return name
-
-
-def build_config(config_class: type, values: dict[str, Any], source: str | Path) -> Any:
-    """Return `config_class(**values)`; what does not fit raises ValueError that names `source`."""
-    known = {field.name for field in fields(config_class)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(
-            f"{source}: unknown field {', '.join(map(repr, unknown))}; "
-            f"{config_class.__name__} has {', '.join(sorted(known))}"
-        )
-    try:
-        return config_class(**values)
-    except (TypeError, ValueError) as error:  # an unknown field deeper down, a size that is no size
-        raise ValueError(f"{source}: {error}") from error
 
 
 class Unfilled(TorchFunctionMode):

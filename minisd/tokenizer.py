@@ -12,9 +12,9 @@ import regex
 import torch
 from torch import Tensor
 
-from minisd.configs import check_fields
+from minisd.configs import build_config, check_fields
 from minisd.files import read_json, read_text, replacing, writable_folder, write_json
-from minisd.pretrained import build_config, check_format, locate
+from minisd.pretrained import check_format, locate
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 ALL_IN_ONE = "tokenizer.json"  # what transformers 5 writes in place of the first two

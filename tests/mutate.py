@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant("x + (sigma_next - sigma) * slope", "x - (sigma_next - sigma) * slope", SCHEDULERS),
     Mutant("sigma_down = sigma_next**2 / sigma", "sigma_down = sigma_next / sigma", SCHEDULERS),
     Mutant("mean = (self.slope + slope) / 2", "mean = slope", SCHEDULERS),
-    Mutant("return -phi_1 / 2 * h * slope", "return phi_1 / 2 * h * slope", SCHEDULERS),
+    Mutant("correction = -phi_1 / 2 * h * slope", "correction = phi_1 / 2 * h * slope", SCHEDULERS),
     Mutant("phi_3 = phi_2 / h - 1 / 2", "phi_3 = phi_2 / h", SCHEDULERS),
     Mutant(
         "return (start + ramp * (end - start)) ** rho",
@@ -291,12 +291,12 @@ MUTANTS = [
     # metrics
     Mutant("10 * torch.log10(4 / mse)", "10 * torch.log10(1 / mse)", METRICS),
     Mutant("middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)", "middle = p", METRICS),
-    Mutant("cov_b.trace() - 2 * cross", "cov_b.trace() - cross", METRICS),
+    Mutant("root_b.square().sum() - 2 * cross", "root_b.square().sum() - cross", METRICS),
     Mutant("(both / either).nanmean()", "(both / either).nan_to_num().mean()", METRICS),
     Mutant("c1, c2 = 0.01**2, 0.03**2", "c1, c2 = 0.03**2, 0.01**2", METRICS),
     Mutant("return low - bias, high - bias", "return low, high", METRICS),
     # files
-    Mutant("temporary.unlink(missing_ok=True)", "pass", FILES),
+    Mutant("            temporary.unlink()", "            pass", FILES),
     Mutant('json.dumps(value, indent=1) + "\\n"', "json.dumps(str(value))", (*FILES, *PRETRAINED)),
     # pretrained and weights
     Mutant(
@@ -306,8 +306,8 @@ MUTANTS = [
     ),
     Mutant("return model.eval()", "return model.train()", (*PRETRAINED, *WEIGHTS)),
     Mutant(
-        'raw["vocab_size"] - 1 if end == 2 else end',
-        "end",
+        '"eos_token_id": vocab_size - 1 if end == 2 else end',
+        '"eos_token_id": end',
         (*WEIGHTS, "parity/test_clip_parity.py"),
     ),
     Mutant(
@@ -317,7 +317,9 @@ MUTANTS = [
     ),
     # stable_diffusion
     Mutant(
-        "self.vae.encode(2 * pixels - 1, generator)", "self.vae.encode(pixels, generator)", SYSTEM
+        'pixels = 2 * as_tensor(image, "RGB").to(self.device, self.dtype) - 1',
+        'pixels = as_tensor(image, "RGB").to(self.device, self.dtype)',
+        SYSTEM,
     ),
     Mutant("images = (images / 2 + 0.5).clamp(0, 1)", "images = images / 2 + 0.5", SYSTEM),
 ]

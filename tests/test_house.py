@@ -22,10 +22,9 @@ DOORS = {"__init__", "cli"}  # where one enters: they may import everything
 NETWORKS = {"layers", "unet", "vae", "clip"}
 PLUMBING = {  # modules of which no chapter tells, and why
     "files": "writes a file in full or not at all",
-    "compat": "mends an import of torchvision",
+    "progress": "shows a bar where somebody looks",
 }
 LONG = {  # taught modules with more than 300 lines, and why; a module that became short must go
-    "metrics": "judges, distances and intervals: three subjects",
     "stable_diffusion": "the system, and the pictures that it takes and gives",
     "tokenizer": "the settings and the files, beside the algorithm",
     "weights": "the key maps of four models",

@@ -183,5 +183,5 @@ def test_a_folder_does_not_choose_a_download(tmp_path, monkeypatch, base):
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     index = {"_class_name": "MapPipeline", "base_model": base}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="base_model of .* must be a bundled model, got"):
+    with pytest.raises(ValueError, match="refers to a model .*: it must be bundled"):
         MapPipeline.from_pretrained(tmp_path)

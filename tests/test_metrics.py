@@ -20,6 +20,7 @@ from minisd import (
     UNet,
     UNetConfig,
 )
+from minisd.device import in_batches
 from minisd.intervals import bootstrap_interval
 from minisd.losses import segmenter_loss
 from minisd.metrics import (
@@ -27,7 +28,6 @@ from minisd.metrics import (
     clip_scores,
     frechet_distance,
     frechet_interval,
-    in_batches,
     mean_iou,
     nearest,
     overlaps,

@@ -24,7 +24,7 @@ from minisd.editing import img2img, last_timesteps
 from minisd.files import read_json
 from minisd.lab.recipes import POSTCARDS_SAMPLER
 from minisd.schedulers import Scheduler, load_scheduler
-from minisd.schedulers.base import STEP_SETTINGS
+from minisd.schedulers.settings import STEP_SETTINGS
 from minisd.schedulers.sigma import karras_sigmas
 from minisd.schedules import add_noise, make_betas, rescale_zero_terminal_snr
 
@@ -616,7 +616,8 @@ def test_settings_of_the_wrong_type_raise(kind, wrong, tmp_path):
             continue
         config = {"_class_name": kind.__name__, field.name: wrong}
         (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"scheduler_config\.json: .*(must be|unknown|need)"):
+        said = "NaN is no number" if wrong != wrong else "(must be|unknown|need)"
+        with pytest.raises(ValueError, match=rf"scheduler_config\.json.*: .*{said}"):
             load_scheduler(tmp_path)
 
 
@@ -644,7 +645,8 @@ def test_settings_out_of_range_raise(kind, settings, message):
 @pytest.mark.parametrize("name", [[], {}, None, True, 3, "Scheduler", ["DDIMScheduler"]], ids=str)
 def test_a_class_name_that_is_none_raises(name, tmp_path):
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(ValueError, match="unknown scheduler .* minisd has DDPMScheduler, "):
+    said = "unknown scheduler .* minisd has DDPMScheduler, |the name of a class must be text"
+    with pytest.raises(ValueError, match=said):
         load_scheduler(tmp_path)
 
 

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+from minisd.configs import class_name
 from minisd.files import read_json
-from minisd.pretrained import class_name, locate
-from minisd.schedulers.base import CONFIG_FILE, Scheduler, StepOutput
+from minisd.pretrained import locate
+from minisd.schedulers.base import Scheduler, StepOutput
 from minisd.schedulers.ddim import DDIMScheduler
 from minisd.schedulers.ddpm import DDPMScheduler
 from minisd.schedulers.dpm_solver import DPMSolverMultistepScheduler
 from minisd.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from minisd.schedulers.heun import HeunDiscreteScheduler
 from minisd.schedulers.pndm import PNDMScheduler
+from minisd.schedulers.settings import CONFIG_FILE
 
 SAMPLERS: dict[str, type[Scheduler]] = {  # the short names of the command line
     "ddpm": DDPMScheduler,

@@ -1,23 +1,20 @@
 """Chapter 4: what all schedulers share: the noise schedule and the list of timesteps to visit."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minisd import schedules
 from minisd.configs import check_fields
-from minisd.files import read_json, writable_folder, write_json
-from minisd.pretrained import locate
+from minisd.schedulers.settings import SavedSettings
 from minisd.schedules import BetaSchedule, PredictionType
 
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
-CONFIG_FILE = "scheduler_config.json"
 
 
 class StepOutput(NamedTuple):
@@ -51,7 +48,7 @@ def in_float32(step: Callable[..., StepOutput]) -> Callable[..., StepOutput]:
 
 
 @dataclass(kw_only=True, eq=False)
-class Scheduler:
+class Scheduler(SavedSettings):
     """The noise schedule, and the timesteps that sampling visits; subclasses add `step`.
 
     The settings have diffusers' names and defaults, but for one: `match_diffusers` restores what
@@ -227,86 +224,3 @@ class Scheduler:
         """Return the timestep after t in the visiting order; -1 stands for x_0."""
         following = self.timesteps[self.position(t) + 1 :]
         return int(following[0]) if len(following) else -1
-
-    # Settings: read and written in diffusers' format.
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings by name, with those that came with them and only other kinds use.
-
-        `match_diffusers`, which diffusers does not know, is among them only when it is on.
-        """
-        settings = self.unused | asdict(self)
-        return {k: v for k, v in settings.items() if k != "match_diffusers" or v}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build a scheduler from settings, also from those of another kind of scheduler.
-
-        Settings that both kinds have are taken over. One that only changes how other schedulers of
-        minisd step has no effect here, but stays in `config` for them. Raises ValueError for any
-        other setting that this kind does not implement, unless it is off.
-        """
-        given = {
-            name: value
-            for name, value in config.items()
-            if not name.startswith("_") and value is not None
-        }
-        own = {field.name for field in fields(cls)}
-        active = {
-            name: value
-            for name, value in given.items()
-            if name not in own | STEP_SETTINGS and value not in OFF.get(name, (False,))
-        }
-        if active:
-            raise ValueError(f"{cls.__name__} does not implement {active}")
-        scheduler = cls(**{name: value for name, value in given.items() if name in own})
-        scheduler.unused = {name: given[name] for name in given if name in STEP_SETTINGS - own}
-        return scheduler
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, subfolder: str = "") -> Self:
-        """Load the scheduler that was saved with a model; see `minisd.pretrained.locate`.
-
-        Raises ValueError, with the file's name, for a setting that it cannot use.
-        """
-        file = locate(name, subfolder, (CONFIG_FILE,)) / CONFIG_FILE
-        config = read_json(file)
-        try:
-            return cls.from_config(config)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `scheduler_config.json`, which diffusers reads too."""
-        config = {"_class_name": type(self).__name__, **self.config}
-        write_json(writable_folder(folder) / CONFIG_FILE, config)
-
-
-STEP_SETTINGS = frozenset(  # settings that some schedulers have, about how they step
-    (
-        "clip_sample",
-        "clip_sample_range",
-        "lower_order_final",
-        "set_alpha_to_one",
-        "skip_prk_steps",
-        "solver_order",
-        "use_karras_sigmas",
-    )
-)
-OFF = {  # foreign settings, with the values at which they change nothing; otherwise that is False
-    # read only when another setting, which is refused, is switched on
-    "dynamic_thresholding_ratio": (0.995,),
-    "sample_max_value": (1.0,),
-    "flow_shift": (1.0,),
-    "time_shift_type": ("exponential",),
-    # the values that minisd implements
-    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "final_sigmas_type": ("zero",),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_type": ("midpoint",),
-    "lambda_min_clipped": (-float("inf"),),
-    "euler_at_final": (False, True),  # with final_sigmas_type "zero", the last step is Euler's
-}

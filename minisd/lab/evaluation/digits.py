@@ -9,9 +9,10 @@ from torch import Tensor
 
 from minisd.classifier import Classifier, classification_accuracy, classify
 from minisd.data.digits import digits
+from minisd.device import in_batches
 from minisd.lab.evaluation.settings import DIGITS_JUDGE, FID, EvaluationSettings, draw
 from minisd.lab.scores import Score, Scores, share, share_of
-from minisd.metrics import frechet_distance, frechet_interval, in_batches
+from minisd.metrics import frechet_distance, frechet_interval
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from minisd.classifier import Classifier, classify
 from minisd.data.postcards import ATTRIBUTES, LAYERS, Postcards, Scenes, masks
 from minisd.data.postcards.captions import canonical
+from minisd.device import in_batches
 from minisd.editing import paste
 from minisd.intervals import bootstrap_interval
 from minisd.lab.artist import Artist
@@ -22,7 +23,6 @@ from minisd.lab.evaluation.settings import (
     EvaluationSettings,
 )
 from minisd.lab.scores import Score, Scores, share_of
-from minisd.metrics import in_batches
 from minisd.progress import progress
 from minisd.stable_diffusion import StableDiffusionPipeline
 

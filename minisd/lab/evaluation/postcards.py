@@ -10,6 +10,7 @@ from minisd.classifier import Classifier, classification_accuracies, classify
 from minisd.clip import CLIP
 from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
 from minisd.data.postcards.captions import prompts
+from minisd.device import in_batches
 from minisd.intervals import Accuracy
 from minisd.lab.evaluation.settings import (
     FID,
@@ -28,7 +29,6 @@ from minisd.metrics import (
     clip_scores,
     frechet_distance,
     frechet_interval,
-    in_batches,
     psnr,
     retrieve,
     ssim,

@@ -15,7 +15,7 @@ from minisd.device import best_device, device_name, seeded
 from minisd.lab.artist import Artist
 from minisd.lab.scores import Score, Scores
 from minisd.progress import progress
-from minisd.schedulers.base import CONFIG_FILE
+from minisd.schedulers.settings import CONFIG_FILE
 from minisd.stable_diffusion import INDEX
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
