@@ -24,7 +24,7 @@ the book (figures, numbers in the prose), `minisd.data` the data, `minisd.exerci
 
 from typing import TYPE_CHECKING, Any
 
-from minisd import threads  # noqa: F401, I001  first of all: it decides how threads wait
+from minisd import moved, threads  # noqa: F401, I001  first: it decides how threads wait
 from minisd.clip import (
     CLIP,
     CLIPConfig,

@@ -58,6 +58,9 @@ def img2img(
         yield state._replace(x=x)
 
 
+redraw = img2img  # its name in version 0.1
+
+
 def paste(images: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """Put the pixels of an image back into images (b,c,h,w), wherever the mask is below 0.5.
 

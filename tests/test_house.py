@@ -21,6 +21,7 @@ FOLDERS = {"lab", "book", "data", "exercises"}  # beside the taught modules
 DOORS = {"__init__", "cli"}  # where one enters: they may import everything
 NETWORKS = {"layers", "unet", "vae", "clip"}
 PLUMBING = {  # modules of which no chapter tells, and why
+    "moved": "old names of modules",
     "files": "writes a file in full or not at all",
     "progress": "shows a bar where somebody looks",
 }
