@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minisd.device import Generators, draw_noise
 from minisd.schedulers import Scheduler
+from minisd.threads import threads_for
 
 
 class DenoisingState(NamedTuple):
@@ -49,7 +50,7 @@ def denoise_from(
     draws = "generator" in signature(scheduler.step).parameters  # not all of diffusers' do
     settings = {"generator": generator} if draws else {}
     for t in timesteps:
-        with torch.no_grad():
+        with torch.no_grad(), threads_for(unet, x):
             prediction = unet(scheduler.scale_model_input(x, t), t, context)
         output = scheduler.step(prediction, t, x, **settings)
         x = output.prev_sample
@@ -62,7 +63,7 @@ def sample(
     n: int,
     num_inference_steps: int = 50,
     generator: torch.Generator | None = None,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Iterator[Tensor]:
     """Draw n images of the U-Net's own size, yielding batches (b,c,h,w) of at most `batch_size`.
 

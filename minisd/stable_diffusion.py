@@ -22,6 +22,7 @@ from minisd.pretrained import check_format, locate
 from minisd.progress import progress
 from minisd.request import Request
 from minisd.schedulers import Scheduler, load_scheduler
+from minisd.threads import threads_for
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
@@ -186,7 +187,9 @@ class StableDiffusionPipeline:
             if beyond:
                 rest = self.tokenizer.decode(beyond)
                 warnings.warn(f"only {room} tokens are read, not this: {rest!r}", stacklevel=2)
-        return self.text_encoder(ids.to(self.device))
+        ids = ids.to(self.device)
+        with threads_for(self.text_encoder, ids[:, None]):  # (b,1,n): a text has n places
+            return self.text_encoder(ids)
 
     def denoise(self, *arguments: Any, **settings: Any) -> Iterator[DenoisingState]:
         """Yield the state after every step: timestep, latents, and the expected clean latents.
@@ -290,7 +293,8 @@ class StableDiffusionPipeline:
                 f"the latents are not finite: {dtype} may be too narrow for this U-Net; load the "
                 "pipeline with another torch_dtype"
             )
-        images = self.vae.decode(latents).float()
+        with threads_for(self.vae, latents):
+            images = self.vae.decode(latents).float()
         if not images.isfinite().all() and dtype != torch.float32:
             warnings.warn(f"the decoder overflows in {dtype}: it runs in float32", stacklevel=2)
             try:
@@ -355,7 +359,8 @@ class StableDiffusionPipeline:
         """
         pixels = 2 * as_tensor(image, "RGB").to(self.device, self.dtype) - 1
         draws = generator if isinstance(generator, Sequence) else [generator]
-        return torch.cat([self.vae.encode(pixels, each) for each in draws])
+        with threads_for(self.vae.encoder, pixels):
+            return torch.cat([self.vae.encode(pixels, each) for each in draws])
 
     def latent_mask(self, mask: Picture, latents: Tensor) -> Tensor:
         """Return 1 for every place of the latents with a white pixel in the mask, (1,1,h/8,w/8).

@@ -23,10 +23,10 @@ SMALL = 2e9  # multiplications, roughly: below it one thread is as fast as two
 
 @contextmanager
 def threads_for(network: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within this block, run `network` on images x (b,c,h,w) with as many threads as pay.
+    """Within this block, run `network` on x (b,c,...) with as many threads as pay.
 
     One thread on a CPU if the work is SMALL, else as many as before, which are restored at the end.
-    The work is taken to be every weight once for each position of each image: an upper bound.
+    The work is taken to be every weight once for each place of each image: an upper bound.
     """
     weights = sum(p.numel() for p in network.parameters())
     small = x.device.type == "cpu" and weights * len(x) * x[0, 0].numel() < SMALL
