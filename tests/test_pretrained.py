@@ -741,8 +741,8 @@ def test_whatever_a_config_says_loading_ends_in_a_model_or_in_words(kind, tmp_pa
 def test_what_torch_cannot_build_is_told_in_words(question, tmp_path):
     JUDGE.save_pretrained(tmp_path)
     change_config(tmp_path, classes=[[question, 3]])
-    with pytest.raises(ValueError, match=r"config\.json: there is no such Judge: "):
-        Judge.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json: there is no such Classifier: "):
+        Classifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["block_out_channels", "down_block_types", "up_block_types"])
