@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minisd.device import Generators, draw_noise
 from minisd.schedulers import Scheduler
+from minisd.unet import UNet
 
 
 class DenoisingState(NamedTuple):
@@ -57,7 +58,7 @@ def denoise_from(
 
 
 def sample(
-    unet: nn.Module,
+    unet: UNet,
     scheduler: Scheduler,
     n: int,
     num_inference_steps: int = 50,

@@ -37,6 +37,7 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.classifier.random_warp": "turns and shifts the pictures that a judge learns from",
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
     "minisd.schedulers.base.Scheduler": "settings and files; its formulas are minisd.schedules",
+    "minisd.tokenizer.as_list": "makes one text a list of one",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
     "minisd.tokenizer.read_files": "reads three files",
