@@ -10,17 +10,16 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from minisd.files import replacing
-from minisd.pretrained import read_tensors
+from minisd.tensors import read_tensors
 
 FORMAT = 2  # the first did not say which run a checkpoint belongs to
 
 
 def describe_run(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Any,  # a Dataset with a length, of which torch's type says nothing
     settings: Any,
     accelerator: Accelerator,
     recipe: str | None = None,
@@ -30,7 +29,7 @@ def describe_run(
     The settings are a dataclass, and so is the model's `config`, if it has one.
     """
     config = getattr(model, "config", None)
-    fields = asdict(config) if is_dataclass(config) else {}
+    fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
     run = {
         "format": FORMAT,
         "recipe": recipe,

@@ -1,7 +1,7 @@
 """Chapter 4: a small classifier, trained on real images only, that scores generated ones."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ class Classifier(Pretrained, nn.Module):
     """
 
     config_class = ClassifierConfig
+    config: ClassifierConfig
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -102,7 +103,9 @@ def classify(judge: Classifier, images: Tensor) -> Tensor:
     )
 
 
-def classification_accuracy(judge: Classifier, images: Tensor, labels: Iterable[int]) -> Accuracy:
+def classification_accuracy(
+    judge: Classifier, images: Tensor, labels: Tensor | Sequence[int]
+) -> Accuracy:
     """Count the images (n,c,h,w) of which a judge with one question finds the label (n,)."""
     (accuracy,) = classification_accuracies(
         judge, images, torch.as_tensor(labels)[:, None]

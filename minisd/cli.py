@@ -1,5 +1,6 @@
 """The command `minisd`: train, generate, evaluate, info."""
 
+import io
 import os
 import sys
 import warnings
@@ -25,9 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, sample and measure the models of the book.",
 )
-
-
-Sampler = StrEnum("Sampler", {name: name for name in SAMPLERS})
 
 
 class Precision(StrEnum):
@@ -64,8 +62,17 @@ def whole_seed(text: str | int) -> int:
     return int(text)
 
 
+def known_sampler(text: str) -> str:
+    """Read the name of a sampler; the message for any other text lists them all."""
+    if text not in SAMPLERS:
+        known = ", ".join(map(repr, SAMPLERS))
+        raise typer.BadParameter(f"{text!r} is not one of {known}.")
+    return text
+
+
 SEED: dict[str, Any] = {"parser": whole_seed, "metavar": "INTEGER"}
 PATH: dict[str, Any] = {"parser": expanded, "metavar": "PATH"}
+SAMPLER: dict[str, Any] = {"parser": known_sampler, "metavar": f"<{'|'.join(SAMPLERS)}>"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # the kinds of files that can be written
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundled checkpoint, a folder or a hub id.")]
@@ -74,7 +81,8 @@ StepsOption = Annotated[
     int, typer.Option(min=1, help="Steps per image: one network call each, two for heun.")
 ]
 SamplerOption = Annotated[
-    Sampler | None, typer.Option(help="The scheduler that draws; the model's own by default.")
+    str | None,
+    typer.Option(help="The scheduler that draws; the model's own by default.", **SAMPLER),
 ]
 GuidanceOption = Annotated[
     float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
@@ -185,7 +193,7 @@ def generate(
     if image is not None:
         wish["strength"] = strength
     precision = getattr(torch, dtype.value)
-    artist = Artist(model, sampler and sampler.value, device.best_device(), precision, variant)
+    artist = Artist(model, sampler, device.best_device(), precision, variant)
     if animate is None:
         images = draw_images(artist, wish)
     else:
@@ -231,9 +239,7 @@ def evaluate(
         raise ValueError(f"{folder / 'training.json'} names no recipe, which says how to score")
     recipe = find_recipe(name)
     folder = locate(model, "", ("*.json", "*.txt", "*.safetensors", "card.md"))
-    settings = EvaluationSettings(
-        n or recipe.samples, seed, steps, sampler and sampler.value, guidance, judge
-    )
+    settings = EvaluationSettings(n or recipe.samples, seed, steps, sampler, guidance, judge)
     scores = {} if only_speed else recipe.evaluate(folder, settings)
     if save or only_speed:
         scores |= speed(folder, settings)
@@ -323,7 +329,7 @@ def draw_frames(artist: "Artist", wish: dict[str, Any]) -> tuple[Tensor, list[Te
 def main() -> None:
     """Run the command; what goes wrong is told in one line, with exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the console cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):  # what the console cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: tell("note", message)
     try:

@@ -141,6 +141,7 @@ class CLIPTextModel(Pretrained, nn.Module):
     """
 
     config_class = CLIPTextConfig
+    config: CLIPTextConfig
     diffusers_format = CLIP_TEXT_FORMAT
 
     def __init__(self, config: CLIPTextConfig):
@@ -249,6 +250,7 @@ class CLIP(Pretrained, nn.Module):
     """
 
     config_class = CLIPConfig
+    config: CLIPConfig
 
     def __init__(self, config: CLIPConfig):
         super().__init__()

@@ -71,8 +71,8 @@ def _from_json(value: Any, kind: Any) -> Any:
     """Turn a list into a tuple, and an object into the dataclass `kind`."""
     if isinstance(value, list | tuple):
         return tuple(_from_json(item, None) for item in value)
-    if isinstance(value, dict) and is_dataclass(kind):
-        return kind(**value)  # type: ignore[operator]
+    if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
+        return kind(**value)
     return value
 
 

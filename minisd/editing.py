@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from minisd.device import Generators
 from minisd.pipeline import DenoisingState, denoise_from
 from minisd.schedulers import Scheduler
 
@@ -32,7 +33,7 @@ def img2img(
     noise: Tensor,
     num_inference_steps: int,
     strength: float,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     context: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Iterator[DenoisingState]:

@@ -20,9 +20,11 @@ from minisd.clip import CLIPTextConfig, CLIPTextModel
 from minisd.pretrained import SD15, Pretrained, Unfilled, copies
 from minisd.schedulers import PNDMScheduler
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
+from minisd.tensors import weight_files
 from minisd.tokenizer import Tokenizer, TokenizerConfig
 from minisd.unet import UNet, UNetConfig
 from minisd.vae import AutoencoderKL, VAEConfig
+from minisd.weights import CLIP_TEXT_FORMAT, UNET_FORMAT, VAE_FORMAT
 
 NETWORKS: dict[str, type[Pretrained]] = {
     "text_encoder": CLIPTextModel, "unet": UNet, "vae": AutoencoderKL,
@@ -30,6 +32,7 @@ NETWORKS: dict[str, type[Pretrained]] = {
 CONFIGS = {
     "text_encoder": CLIPTextConfig.SD15, "unet": UNetConfig.SD15, "vae": VAEConfig.SD15,
 }  # fmt: skip
+FORMATS = {"text_encoder": CLIP_TEXT_FORMAT, "unet": UNET_FORMAT, "vae": VAE_FORMAT}
 
 
 def random_tensor(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
@@ -47,7 +50,7 @@ def random_tensor(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
 
 def random_network(
     part: str, seed: int = 0, torch_dtype: torch.dtype = torch.float32
-) -> UNet | AutoencoderKL | CLIPTextModel:
+) -> Pretrained:
     """Build one of v1.5's NETWORKS with random weights, of which there is never a second copy."""
     with torch.device("meta"), Unfilled():
         network = NETWORKS[part](CONFIGS[part])
@@ -64,7 +67,7 @@ def random_sd15(seed: int = 0, torch_dtype: torch.dtype = torch.float32) -> Stab
 
     It takes 4.3 GB of memory, half of that in float16 or bfloat16. What it draws means nothing.
     """
-    networks = {part: random_network(part, seed, torch_dtype) for part in NETWORKS}
+    networks: dict[str, Any] = {part: random_network(part, seed, torch_dtype) for part in NETWORKS}
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
         skip_prk_steps=True, set_alpha_to_one=False,
@@ -97,7 +100,7 @@ class on_demand(TorchFunctionMode):  # lower case, as torch.no_grad is: it is us
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.fetch = fetch
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         def bring(value: Any) -> Any:
             name = self.names.get(id(value))
             return value if name is None else self.fetch(name, value.shape)
@@ -117,10 +120,9 @@ def find_weights(variant: str | None = None) -> Path | None:
     cached = try_to_load_from_cache(SD15, INDEX)
     if isinstance(cached, str):
         folders.append(Path(cached).parent)
-    ending = f".{variant}.safetensors" if variant else ".safetensors"
     files = [INDEX, "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]
-    for part, kind in NETWORKS.items():
-        weights = kind.diffusers_format.file.removesuffix(".safetensors") + ending
+    for part, foreign in FORMATS.items():
+        weights, _ = weight_files(foreign.file, variant)
         files += [f"{part}/config.json", f"{part}/{weights}"]
     return next((f for f in folders if all((f / file).is_file() for file in files)), None)
 

@@ -41,8 +41,8 @@ def zero(layer: nn.Module) -> nn.Module:
 
     Ho et al. 2020 do so in their code; Rombach et al. 2022 kept it.
     """
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -72,8 +72,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
-        if emb is not None:
-            h = h + self.time_proj(F.silu(emb))[:, :, None, None]
+        if emb is not None:  # without a time_proj, a TypeError
+            h = h + self.time_proj(F.silu(emb))[:, :, None, None]  # pyright: ignore[reportOptionalCall]
         h = self.conv_2(F.silu(self.norm_2(h)))
         return self.shortcut(x) + h
 

@@ -16,7 +16,7 @@ from minisd.classifier import random_warp
 from minisd.schedulers import Scheduler
 from minisd.vae import DiagonalGaussian
 
-LossFunction = Callable[[nn.Module, Any, torch.Generator], Tensor]
+LossFunction = Callable[[Any, Any, torch.Generator], Tensor]  # of a model, a batch, a generator
 Prepare = Callable[[Any, torch.Generator], tuple[Tensor, Tensor | None]]
 Features = Callable[[Tensor], Sequence[Tensor]]  # images (b,c,h,w) -> feature maps of some layers
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -89,10 +89,11 @@ def classifier_loss(
     images, labels = batch
     answers = classifier(random_warp(images, generator)).values()
     columns = labels.view(len(labels), -1).unbind(1)
-    return sum(
+    terms = [
         F.cross_entropy(logits, column, label_smoothing=0.05)
         for logits, column in zip(answers, columns, strict=True)
-    )
+    ]
+    return torch.stack(terms).sum()
 
 
 def segmenter_loss(unet: nn.Module, batch: list[Tensor], generator: torch.Generator) -> Tensor:

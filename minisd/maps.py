@@ -41,7 +41,7 @@ class Concatenation(nn.Module):
     ValueError for another size or number.
     """
 
-    def __init__(self, unet: nn.Module, c_concat: Tensor):
+    def __init__(self, unet: UNet, c_concat: Tensor):
         super().__init__()
         self.unet = unet
         self.c_concat = c_concat
@@ -94,7 +94,7 @@ def with_maps(
     A share `drop` of the maps is replaced by zeros, which stand for no map.
     """
 
-    def loss(model: nn.Module, batch: list[Any], generator: torch.Generator) -> Tensor:
+    def loss(model: UNet, batch: list[Any], generator: torch.Generator) -> Tensor:
         *rest, maps = batch
         c_concat = map_channels(maps, num_labels, factor)
         dropped = cond_drop_mask(len(maps), drop, generator)[:, :, None, None]
@@ -211,9 +211,9 @@ class MapPipeline(StableDiffusionPipeline):
         scheduler = load_scheduler(name, "scheduler")
         return cls(own.tokenizer, own.text_encoder, unet, own.vae, scheduler)
 
-    def denoiser(self, request: MapRequest) -> nn.Module:
+    def denoiser(self, request: Request) -> nn.Module:
         """Return the U-Net together with the map; without one, its channels are zeros."""
-        maps = request.semantic_map
+        maps = request.semantic_map if isinstance(request, MapRequest) else None
         if maps is None:
             c_concat = torch.zeros(1, self.extra_channels, 1, 1)
         else:

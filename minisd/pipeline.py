@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minisd.device import Generators, draw_noise
 from minisd.schedulers import Scheduler
 from minisd.threads import threads_for
+from minisd.unet import UNet
 
 
 class DenoisingState(NamedTuple):
@@ -58,7 +59,7 @@ def denoise_from(
 
 
 def sample(
-    unet: nn.Module,
+    unet: UNet,
     scheduler: Scheduler,
     n: int,
     num_inference_steps: int = 50,

@@ -30,21 +30,13 @@ from minisd.files import (
     replacing,
     writable_folder,
     write_json,
-)  # fmt: skip
-from minisd.tensors import (
-    PICKLES,
-    check_fit,
-    read_index,
-    read_shards,
-    read_tensors,
-    weight_files,
-)  # fmt: skip
+)
+from minisd.tensors import PICKLES, check_fit, read_index, read_shards, read_tensors, weight_files
 from minisd.weights import DiffusersFormat
 
 WEIGHTS = "model.safetensors"
-CONFIGS = (  # a folder with one of these holds a model, or a part of one
-    *("config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json"),
-)
+# A folder with one of these holds a model, or a part of one.
+CONFIGS = ("config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TERMS = {  # what to know before the download
     SD15: "It is 4.3 GB, or 2.1 GB with variant='fp16', under the CreativeML OpenRAIL-M licence "
@@ -181,7 +173,7 @@ def _holds_model(folder: Path) -> bool:
 class Unfilled(TorchFunctionMode):
     """Leave new weights unfilled on the meta device: torch would load 800 modules to fill them."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         kwargs = kwargs or {}
         if function in (Tensor.normal_, nn.init.normal_):
             return args[0] if args else kwargs["tensor"]

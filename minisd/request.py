@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minisd.data.images import Picture
 from minisd.device import Generators
+from minisd.tokenizer import as_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,12 @@ class Request:
     @property
     def prompts(self) -> list[str]:
         """The prompts as a list."""
-        return list(self.prompt) if isinstance(self.prompt, list | tuple) else [self.prompt]
+        return as_list(self.prompt)
 
     @property
     def negative_prompts(self) -> list[str]:
         """The negative prompts as a list: one for all pictures, or one for each prompt."""
-        negative = self.negative_prompt
-        return list(negative) if isinstance(negative, list | tuple) else [negative]
+        return as_list(self.negative_prompt)
 
     @property
     def num_images(self) -> int:

@@ -23,7 +23,7 @@ from minisd.progress import progress
 from minisd.request import Request
 from minisd.schedulers import Scheduler, load_scheduler
 from minisd.threads import threads_for
-from minisd.tokenizer import Tokenizer
+from minisd.tokenizer import Tokenizer, as_list
 from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
@@ -179,7 +179,7 @@ class StableDiffusionPipeline:
 
         What is too long for the text encoder is cut off, with a notice that shows it.
         """
-        prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
+        prompts = as_list(prompts)
         ids = self.tokenizer(prompts)
         room = ids.shape[1] - 2  # start and end
         for prompt in prompts:

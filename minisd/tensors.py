@@ -33,7 +33,7 @@ def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tens
             for key, like in others.items():
                 file.seek(8 + length + places[key]["data_offsets"][0])
                 read = buffer[: like.nbytes]
-                file.readinto(memoryview(read.numpy()))
+                file.readinto(read.numpy().data)
                 tensors[key] = read.view(like.dtype).view(like.shape).to(dtype)
         return tensors
     except FileNotFoundError:

@@ -2,11 +2,11 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import regex
 import torch
@@ -234,8 +234,8 @@ class Tokenizer:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         write_json(config_file, settings)
 
-    def __call__(self, prompts: str | list[str]) -> Tensor:
-        prompts = prompts if isinstance(prompts, list | tuple) else [prompts]
+    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
+        prompts = as_list(prompts)
         if not prompts:
             raise ValueError("no prompts: give a text, or a list of at least one")
         length = self.config.model_max_length
@@ -304,13 +304,18 @@ def check_text(text: str) -> None:
         raise ValueError(f"a prompt must be valid text, got {text!r}: {error.reason}") from None
 
 
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """Return one text, or several, as a list; what is no text is for `check_text` to refuse."""
+    return list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
+
+
 def joined(lists: Iterable[list[int]], separator: int) -> list[int]:
     """Concatenate lists of ids with `separator` between them."""
     first, *rest = lists
     return first + [i for ids in rest for i in (separator, *ids)]
 
 
-def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict]:
+def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any]]:
     """Return the vocabulary, the merges and the settings that lie in a folder.
 
     Raises ValueError for what is missing or damaged.
@@ -334,7 +339,7 @@ def read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dic
         raise ValueError(f"{merges_file}: a merge is two tokens, got {' '.join(bad)!r}")
     if raw.get("tokenizer_class") == "CLIPTokenizer":
         raw = clip_settings(raw)
-    return vocab, merges, raw
+    return vocab, [(a, b) for a, b in merges], raw
 
 
 def clip_settings(raw: dict) -> dict:

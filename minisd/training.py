@@ -92,7 +92,9 @@ class EMA:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
+        averages = [p.detach() for p in self.model.parameters()]
+        # Not public, but what torch's own moving average (swa_utils) calls.
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
 
@@ -114,13 +116,12 @@ class SeededBatches(Sampler[list[int]]):
         self.rank, self.world = rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
-        size, shuffled = self.settings.batch_size, None
+        size, order = self.settings.batch_size, None
         for step in range(self.first_step, self.settings.steps):
             epoch, position = divmod(step, self.per_epoch)
-            if epoch != shuffled:
+            if order is None or position == 0:  # a new epoch
                 generator = torch.Generator().manual_seed(seed_for(self.settings.seed, epoch))
                 order = torch.randperm(self.length, generator=generator)
-                shuffled = epoch
             batch = order[position * size : (position + 1) * size]
             yield batch[self.rank :: self.world].tolist()
 
@@ -193,7 +194,7 @@ def train(
     if first_step == settings.steps:  # the run was complete
         yield TrainingStep(first_step, torch.tensor(log[-1]["loss"]), 0.0, ema.model, log)
         return
-    batches = SeededBatches(len(dataset), settings, first_step, rank, accelerator.num_processes)
+    batches = SeededBatches(run["examples"], settings, first_step, rank, accelerator.num_processes)
     loader = DataLoader(dataset, batch_sampler=batches)
     AcceleratorState._shared_state = vars(accelerator.state)  # `prepare` reads the precision there
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -216,7 +217,7 @@ def train(
         optimizer.zero_grad()
         ema.update(model, step)
 
-        loss = accelerator.reduce(loss.detach(), "mean")
+        loss = torch.as_tensor(accelerator.reduce(loss.detach(), "mean"))
         losses.append(loss)
         done, last = step + 1, step + 1 == settings.steps
         if done % settings.log_every == 0 or last:

@@ -141,6 +141,7 @@ class UNet(Pretrained, nn.Module):
     """
 
     config_class = UNetConfig
+    config: UNetConfig
     diffusers_format = UNET_FORMAT
 
     def __init__(self, config: UNetConfig):

@@ -178,6 +178,7 @@ class AutoencoderKL(Pretrained, nn.Module):
     """
 
     config_class = VAEConfig
+    config: VAEConfig
     diffusers_format = VAE_FORMAT
 
     def __init__(self, config: VAEConfig):
@@ -189,7 +190,7 @@ class AutoencoderKL(Pretrained, nn.Module):
         self.post_quant_conv = nn.Conv2d(c, c, 1)
         self.decoder = Decoder(config)
         with torch.no_grad():  # begin with little variance, or its noise drowns the first steps
-            self.quant_conv.bias[c:] -= 6
+            self.quant_conv.get_parameter("bias")[c:] -= 6
 
     def posterior(self, image: Tensor) -> DiagonalGaussian:
         """Return the distribution of the unscaled latents of image (b,in_channels,h,w)."""

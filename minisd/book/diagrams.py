@@ -13,7 +13,7 @@ class SVG:
 
     markup: str
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"image/svg+xml": self.markup, "text/plain": "a diagram"}
 
 

@@ -40,7 +40,7 @@ class Explorer:
         if len(kinds) != 1:
             raise ValueError("every sampler needs walks for the same numbers of steps and of seeds")
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {
             "text/html": self.html(),
             "image/png": self.still(),

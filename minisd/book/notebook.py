@@ -35,7 +35,7 @@ def peak_memory() -> float:
     """Return the largest memory (resident set) that this process has had, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose getrusage would count the process that started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
     import resource  # not on Windows, where the book is read but not built
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

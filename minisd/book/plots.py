@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from PIL import Image
 from torch import Tensor
 
@@ -24,11 +27,11 @@ INK, QUIET, PAPER = "#22262B", "#8A9099", "#FFFFFF"
 SERIES = "#6F4E9B", "#9A7B00", "#C8384A"  # for curves that stand for none of these four
 SHADES = "#DDA3C6", "#C968A2", NOISE  # from little noise to much
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # the type of matplotlib's keys is new in 3.10
     "axes.edgecolor": QUIET,
     "axes.grid": True,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": plt.cycler(color=[*SERIES, INK, QUIET]),
+    "axes.prop_cycle": cycler(color=[*SERIES, INK, QUIET]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,
@@ -80,7 +83,7 @@ def image_grid(
 
 def show_images(
     images: Tensor, titles: Sequence[str] = (), columns: int | None = None, size: float = 1.1
-) -> plt.Figure:
+) -> Figure:
     """Draw images (n,c,h,w) in [-1,1] side by side with a title each, `size` inches wide."""
     columns = columns or len(images)
     rows = -(-len(images) // columns)
@@ -115,7 +118,7 @@ class Animation:
     alt: str
     still: int = -1
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {
             "text/html": self.html(),
             "image/png": _base64_png(self.frames[self.still]),

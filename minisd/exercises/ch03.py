@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
 from minisd.layers import timestep_embedding
-from minisd.unet import UNet, UNetConfig
+from minisd.unet import UNet, UNetBlock, UNetConfig
 
 
 def agrees(got: object, with_mistake: Tensor) -> bool:
@@ -151,7 +151,7 @@ def attention(answer: Callable) -> None:
             q, k, v, 1 / math.sqrt(12)
         ),
         "A reshape to (b, h, n, d) mixes positions: split the last axis, then swap axes.": (
-            attend(*cut, 0.5).reshape(2, 5, 12)
+            attend(*cut, scale=0.5).reshape(2, 5, 12)
         ),
         "Swap the axes of heads and positions back before you merge the heads.": attend(
             *split, 0.5
@@ -175,7 +175,8 @@ def up_widths(answer: Callable) -> None:
             layers_per_block=layers,
         )
         with torch.device("meta"):
-            wanted = [block.resnet.conv_1.in_channels for block in UNet(config).up]
+            blocks = [block for block in UNet(config).up if isinstance(block, UNetBlock)]
+        wanted = [block.resnet.conv_1.in_channels for block in blocks]
         try:
             got = answer(channels, layers)
         except IndexError:

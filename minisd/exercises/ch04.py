@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
 from minisd.schedules import add_noise, get_velocity
@@ -17,7 +18,7 @@ def velocity_loss(answer: Callable) -> None:
     t, alpha_bar = torch.tensor([10, 500, 900]), torch.tensor([0.9, 0.4, 0.1])[:, None, None, None]
     seen = []
 
-    def model(x_t, t):
+    def model(x_t: Tensor, t: Tensor) -> Tensor:
         seen.append((x_t, t))
         return x_t / 2
 

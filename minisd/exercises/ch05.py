@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
 from minisd.schedules import add_noise, get_velocity
@@ -53,7 +54,7 @@ def heun(answer: Callable) -> None:
     """Count the calls, and compare one step and many with what they must give."""
     calls = []
 
-    def slope(x, sigma):
+    def slope(x: Tensor, sigma: Tensor | float) -> Tensor:
         calls.append(float(sigma))
         return 2 * sigma * x
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
 from minisd.layers import Attention
@@ -48,7 +48,7 @@ def towards_a_label(answer: Callable) -> None:
     """Ask with a classifier whose gradient is known: two classes, logits +-2 sum(x)."""
     calls = []
 
-    def classifier(x, t):
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
         calls.append(t)
         total = x.sum(dim=(1, 2, 3))
         return torch.stack([2 * total, -2 * total], dim=1)
@@ -89,7 +89,7 @@ class _Counted(nn.Module):
         super().__init__()
         self.seen: list[int] = []
 
-    def forward(self, x, t, context):
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         self.seen.append(len(x))
         return x * context.mean(dim=(1, 2))[:, None, None, None]
 

@@ -1,7 +1,7 @@
 """Checkers for the exercises of chapter 12, measuring."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def expect_number(
     got: object,
     wanted: float,
     what: str,
-    hints: dict[str, float],
+    hints: Mapping[str, float],
     hint: str,
     tolerance: float = 1e-5,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class LargestTensor(TorchFunctionMode):
         super().__init__()
         self.numbers = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.numbers = max(self.numbers, result.numel())
@@ -87,17 +88,25 @@ def agreeing(seed: int) -> UNet:
     return unet
 
 
-def wrong_eps(layer: nn.Module) -> None:
+def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a picture, a timestep and a context for it."""
+    generator = seeded(seed)
+    x = torch.randn(1, 2, 8, 8, generator=generator)
+    context = torch.randn(1, 3, 6, generator=generator)
+    return x, torch.tensor(7), context
+
+
+def wrong_eps(layer: nn.GroupNorm | nn.LayerNorm) -> None:
     """Plant an eps that is much too large."""
     layer.eps = 1e-1
 
 
-def wrong_weight(layer: nn.Module) -> None:
+def wrong_weight(layer: nn.Conv2d | nn.Linear) -> None:
     """Plant weights that are shifted by one channel."""
     layer.weight.data = layer.weight.data.roll(1, dims=0)
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Any], None]] = {
     "down.0.attention.block.norm_2": wrong_eps,
     "up.1.resnet.conv_1": wrong_weight,
     "mid.resnet_1.norm_1": wrong_eps,
@@ -114,11 +123,7 @@ def first_difference(answer: Callable) -> None:
         right = agreeing(seed)
         faulty = copy.deepcopy(right)
         plant(faulty.get_submodule(where))
-        generator = seeded(seed)
-        x = torch.randn(1, 2, 8, 8, generator=generator)
-        context = torch.randn(1, 3, 6, generator=generator)
-        inputs = (x, torch.tensor(7), context)
-        got = answer(right, faulty, *inputs)
+        got = answer(right, faulty, *inputs(seed))
         if got == where:
             continue
         hint = "Note the name of each module when its forward ends, and its output."
@@ -130,7 +135,7 @@ def first_difference(answer: Callable) -> None:
             hint = "Go by the order in which they end, not by that of named_modules()."
         raise Wrong(f"The fault was planted in {where}, not in {got!r}. {hint}")
     right = agreeing(0)
-    if answer(right, copy.deepcopy(right), *inputs) is not None:
+    if answer(right, copy.deepcopy(right), *inputs(0)) is not None:
         raise Wrong("Two equal networks differ nowhere: return None.")
     hooked = [name for name, module in right.named_modules() if module._forward_hooks]
     if hooked:

@@ -136,7 +136,8 @@ class Artist:
         batch_size = batch_size or max(1, min(MAX_BATCH, MAX_PIXELS // self.pixels))
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
-            part, layout = (each if each is None else each[rows] for each in (prompts, maps))
+            part = None if prompts is None else prompts[rows]
+            layout = None if maps is None else maps[rows]
             *_, last = self.states(
                 part, rows.stop - start, steps, generator, guidance, layout, **settings
             )
@@ -169,7 +170,7 @@ class Artist:
 
     def labels(self, prompts: Sequence[str]) -> Tensor:
         """Read prompts that are labels, (b,1,classes); raises ValueError for anything else."""
-        n = self.unet.config.context_dim
+        n = self.unet.config.context_dim or 0  # at 0, no label is known
         for prompt in prompts:
             if not prompt.isdecimal() or int(prompt) >= n:
                 raise ValueError(f"{self.model} draws the labels 0 to {n - 1}, not {prompt!r}")

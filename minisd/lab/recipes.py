@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.data import Dataset
 
 from minisd.classifier import Classifier, ClassifierConfig
@@ -36,6 +35,7 @@ from minisd.losses import (
     segmenter_loss,
 )
 from minisd.maps import MapPipeline, widened, with_maps
+from minisd.pretrained import Pretrained
 from minisd.schedulers import DDPMScheduler, DPMSolverMultistepScheduler, Scheduler
 from minisd.schedules import timestep_probabilities
 from minisd.stable_diffusion import INDEX, StableDiffusionPipeline
@@ -56,10 +56,10 @@ POSTCARDS_PROBABILITIES = timestep_probabilities(
 SCALED_BY = 1000  # postcards that measure the scaling factor
 ENCODED = 60_000  # postcards that latent diffusion learns from
 
-Save = Callable[[nn.Module, Path, Dataset], None]
+Save = Callable[[Any, Path, Any], None]  # the model and the data set are those of the recipe
 
 
-def save_model(model: nn.Module, folder: Path, dataset: Dataset) -> None:
+def save_model(model: Pretrained, folder: Path, dataset: Dataset) -> None:
     """Save a trained model in half precision."""
     model.save_pretrained(folder, dtype=torch.float16)
 
@@ -67,14 +67,14 @@ def save_model(model: nn.Module, folder: Path, dataset: Dataset) -> None:
 def save_with(scheduler: Scheduler) -> Save:
     """Return a function that saves a model beside the scheduler that it was trained with."""
 
-    def save(model: nn.Module, folder: Path, dataset: Dataset) -> None:
+    def save(model: Pretrained, folder: Path, dataset: Dataset) -> None:
         save_model(model, folder, dataset)
         scheduler.save_pretrained(folder)
 
     return save
 
 
-def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Dataset) -> None:
+def save_autoencoder(vae: AutoencoderKL, folder: Path, dataset: Postcards) -> None:
     """Save an autoencoder with the scaling factor that gives its latents unit variance."""
     images = torch.stack([image for image, *_ in dataset.__getitems__(list(range(SCALED_BY)))])
     factor = measure_scaling_factor(vae, images.to(next(vae.parameters()).device))
@@ -198,7 +198,9 @@ def run(
         model, loss, save = recipe.build(accelerator.device)
     if settings and loss:
         checkpoint, name = folder / CHECKPOINT, recipe.name
-        for state in train(model, loss, dataset, settings, checkpoint, accelerator, spent, name):
+        states = train(model, loss, dataset, settings, checkpoint, accelerator, spent, name)
+        yield (state := next(states))  # there is at least one
+        for state in states:
             yield state
         model = state.ema
         record = network_record(state, dataset, settings, accelerator)

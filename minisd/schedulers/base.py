@@ -68,6 +68,7 @@ class Scheduler(SavedSettings):
     rescale_betas_zero_snr: bool = False
     match_diffusers: bool = False
 
+    step: ClassVar[Callable[..., StepOutput]]  # each subclass has its own
     order: ClassVar[int] = 1  # network calls per step
     init_noise_sigma: ClassVar[float] = 1.0  # the standard deviation of x_T
 
@@ -163,7 +164,7 @@ class Scheduler(SavedSettings):
             )
         return timesteps
 
-    def scale_model_input(self, x: Tensor, t: Tensor | int | None = None) -> Tensor:
+    def scale_model_input(self, x: Tensor, t: Tensor | float | None = None) -> Tensor:
         """Return what the network sees at x (b,c,h,w): x itself, unless the sampler rescales it."""
         return x
 
@@ -187,7 +188,7 @@ class Scheduler(SavedSettings):
         """
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps first: it chooses the timesteps to visit")
-        places = (self.timesteps == t).nonzero().flatten().tolist()
+        places: list[int] = (self.timesteps == t).nonzero().flatten().tolist()
         if not places:
             raise ValueError(f"t={float(t):g} is not one of the timesteps that set_timesteps chose")
         return self.upcoming if self.upcoming in places else places[-1]

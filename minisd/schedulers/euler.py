@@ -24,7 +24,8 @@ class EulerDiscreteScheduler(SigmaScheduler):
         sigma = self.sigmas[0].item()
         return (sigma**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else sigma
 
-    def scale_model_input(self, x: Tensor, t: Tensor | float) -> Tensor:
+    # As in diffusers, only the schedulers of this family need t here.
+    def scale_model_input(self, x: Tensor, t: Tensor | float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return sqrt(abar) x, what the network was trained on (Karras et al. 2022, eq. 7)."""
         return x / (self.sigmas[self.position(t)].item() ** 2 + 1) ** 0.5
 

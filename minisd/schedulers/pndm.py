@@ -67,7 +67,6 @@ class PNDMScheduler(Scheduler):
             start = torch.stack([t[:3], middle, middle, t[1:4]], dim=1)
             self.timesteps = torch.cat([start.flatten(), t[3:]])
         self.calls = 0
-        self.x: Tensor | None = None  # where the step began
         self.predictions: list[Tensor] = []  # at whole steps, the newest first
 
     def calls_before(self, step: int) -> int:
@@ -95,7 +94,7 @@ class PNDMScheduler(Scheduler):
             prediction = to_noise(self.prediction_type, prediction, x, alpha_bar)
         self.calls += 1
         in_start = i < 12 and not self.skip_prk_steps
-        if self.x is None and (in_start and i % 4 or self.skip_prk_steps and i == 1):
+        if not self.predictions and (in_start and i % 4 or self.skip_prk_steps and i == 1):
             return self.transfer(prediction, x, t, t_next)  # sampling began within a step
         rule = self.runge_kutta if in_start else self.linear_multistep
         return rule(prediction, i, t, t_next, x)

@@ -1,8 +1,8 @@
 """Chapter 5: the settings of a scheduler, read and written in diffusers' format."""
 
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from minisd.files import read_json, writable_folder, write_json
 from minisd.pretrained import locate
@@ -40,6 +40,7 @@ OFF = {  # foreign settings, with the values at which they change nothing; other
 class SavedSettings:
     """Adds `config`, `from_config` and saving to a dataclass whose fields are the settings."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # as subclasses have them
     unused: dict[str, Any]  # settings that came with the others and only other kinds use
 
     @property

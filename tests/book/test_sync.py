@@ -37,6 +37,7 @@ PLUMBING = {  # public names that no chapter shows in full, and why
     "minisd.stable_diffusion.PipelineOutput": "one field, as in diffusers",
     "minisd.schedulers.base.Scheduler": "settings; its formulas are minisd.schedules",
     "minisd.schedulers.settings.SavedSettings": "reads and writes files",
+    "minisd.tokenizer.as_list": "makes one text a list of one",
     "minisd.tokenizer.check_text": "refuses what is not text",
     "minisd.tokenizer.clip_settings": "reads a file of transformers",
     "minisd.tokenizer.read_files": "reads three files",

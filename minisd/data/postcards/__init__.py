@@ -12,12 +12,13 @@ from minisd.data.postcards.scenes import (
     JUDGED,
     Scene,
     Scenes,
+    Split,
     combinations,
     draw_scenes,
     is_held_out,
 )
 
 __all__ = [
-    "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "Scene", "Scenes", "caption",
-    "combinations", "draw", "draw_scenes", "is_held_out", "masks", "render",
+    "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "Scene", "Scenes", "Split",
+    "caption", "combinations", "draw", "draw_scenes", "is_held_out", "masks", "render",
 ]  # fmt: skip

@@ -59,7 +59,7 @@ class Canvas:
             part = Canvas(self.scenes[rows], self.image.index_select(0, rows), label)
             yield part
             self.image.index_copy_(0, rows, part.image)
-            if label is not None:
+            if self.label is not None and label is not None:
                 self.label.index_copy_(0, rows, label)
 
     def paint(

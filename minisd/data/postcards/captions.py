@@ -1,5 +1,8 @@
 """Chapter 6: a scene becomes a sentence; what it names is true, and often it does not name all."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 
 from minisd.data.postcards.scenes import ATTRIBUTES, Scene
@@ -60,13 +63,16 @@ TREES = ("", "a tree", "two trees", "three trees")
 FRAMES = ("", "", "", "a picture of ", "a postcard of ")
 
 
+T = TypeVar("T")
+
+
 class Choices:
     """Reads a large integer as a row of choices, each out of as many as there are."""
 
     def __init__(self, number: int):
         self.number = number
 
-    def __call__(self, options: tuple[str, ...]) -> str:
+    def __call__(self, options: Sequence[T]) -> T:
         self.number, choice = divmod(self.number, len(options))
         return options[choice]
 

@@ -1,5 +1,7 @@
 """Chapter 7: a scene becomes a picture, and a map of what is where."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,16 @@ def masks(scenes: Scene | Scenes, size: int = 64) -> Tensor:
     what they are before. Raises ValueError for a size below 8.
     """
     return draw(scenes, size)[1]
+
+
+@overload
+def draw(
+    scenes: Scene | Scenes, size: int = 64, with_masks: Literal[True] = True
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def draw(scenes: Scene | Scenes, size: int, with_masks: bool) -> tuple[Tensor, Tensor | None]: ...
 
 
 def draw(

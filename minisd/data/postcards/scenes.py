@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from hashlib import sha256
 from itertools import product
-from typing import Literal
+from typing import Any, Literal, overload
 from zlib import crc32
 
 import torch
@@ -97,10 +97,17 @@ class Scenes(Sequence[Scene]):
     def __len__(self) -> int:
         return len(self.seed)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+
+    @overload
+    def __getitem__(self, index: slice | list[int] | Tensor) -> "Scenes": ...
+
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> "Scene | Scenes":
         if isinstance(index, int):
-            values = zip(ATTRIBUTES.values(), self.labels[index].tolist(), strict=True)
-            return Scene(*(names[label] for names, label in values), int(self.seed[index]))
+            pairs = zip(ATTRIBUTES.items(), self.labels[index].tolist(), strict=True)
+            values: dict[str, Any] = {name: values[label] for (name, values), label in pairs}
+            return Scene(**values, seed=int(self.seed[index]))
         return Scenes(self.labels[index], self.seed[index])
 
     def __getattr__(self, name: str) -> Tensor:

@@ -7,9 +7,11 @@ union of two shapes is `torch.minimum`, what they share is `torch.maximum`.
 import torch
 from torch import Tensor
 
+Number = Tensor | float  # one for all pictures, or one for each, (n,1,1,1)
+
 
 def block(
-    u: Tensor, v: Tensor, low: float, high: float, half: float, half_top: float | None = None
+    u: Tensor, v: Tensor, low: Number, high: Number, half: Number, half_top: Number | None = None
 ) -> Tensor:
     """Return the distance to a box around u = 0, or to a trapezoid that is `half_top` at `high`."""
     upright = (v - (low + high) / 2).abs() - (high - low) / 2
@@ -20,7 +22,7 @@ def block(
     return torch.maximum(side, upright)
 
 
-def ellipse(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
+def ellipse(u: Tensor, v: Tensor, a: Number, b: Number) -> Tensor:
     """Return about the distance to an ellipse around 0 with half axes a and b; exact for a = b."""
     return ((u / a).square() + (v / b).square()).sqrt().sub(1) * ((a + b - abs(a - b)) / 2)
 

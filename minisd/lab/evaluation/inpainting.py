@@ -124,13 +124,15 @@ def draw(
     **others: Any,
 ) -> Tensor:
     """Return what the pipeline draws, in the steps and with the guidance of the settings."""
-    return pipeline(
+    images = pipeline(
         prompt,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         generator=generator,
         **others,
     ).images
+    assert isinstance(images, Tensor), "choose the output_type 'pt' or 'latent'"
+    return images
 
 
 def seam(images: Tensor, masks: Tensor) -> Tensor:

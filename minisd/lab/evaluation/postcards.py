@@ -114,14 +114,15 @@ def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
         images = data.images()
+        spread = float(in_batches(vae.encode, images).std())
+        scores["standard deviation of the latents"] = Score(spread, n=settings.n, digits=3)
         decoded = reconstructed(vae, images)
         decibels, similarity = psnr(decoded, images), ssim(decoded, images)
         scores[f"PSNR, {name}"] = mean(decibels, 2, " dB")
         scores[f"SSIM, {name}"] = mean(similarity, 4)
         right = classify(judge, decoded) == data.labels
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
-    spread = float(in_batches(vae.encode, images).std())
-    return {"standard deviation of the latents": Score(spread, n=settings.n, digits=3), **scores}
+    return scores
 
 
 def reconstructed(vae: AutoencoderKL, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minisd.data.postcards import LAYERS
+from minisd.data.postcards import LAYERS, Split
 from minisd.device import best_device, device_name, seeded
 from minisd.lab.artist import Artist
 from minisd.lab.scores import Score, Scores
@@ -19,7 +19,7 @@ from minisd.schedulers.settings import CONFIG_FILE
 from minisd.stable_diffusion import INDEX
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
-SPLITS = {"test": "seen combinations", "held_out": "held-out combinations"}
+SPLITS: dict[Split, str] = {"test": "seen combinations", "held_out": "held-out combinations"}
 TOKENIZER, POSTCARDS_CLIP = "tokenizer-postcards", "clip-postcards"
 POSTCARDS, POSTCARDS_SEGMENTER = "postcards", "postcards-segmenter"
 DIGITS_JUDGE, POSTCARDS_JUDGE = "digits-judge", "postcards-judge"
