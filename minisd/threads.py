@@ -8,7 +8,7 @@ then sleeps.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Read by GNU's OpenMP when torch is first imported; by default it spins for milliseconds.
@@ -22,13 +22,13 @@ SMALL = 2e9  # multiplications, roughly: below it one thread is as fast as two
 
 
 @contextmanager
-def threads_for(network: nn.Module, x: Tensor) -> Iterator[None]:
+def threads_for(network: nn.Module | Callable, x: Tensor) -> Iterator[None]:
     """Within this block, run `network` on x (b,c,...) with as many threads as pay.
 
     One thread on a CPU if the work is SMALL, else as many as before, which are restored at the end.
     The work is taken to be every weight once for each place of each image: an upper bound.
     """
-    weights = sum(p.numel() for p in network.parameters())
+    weights = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
     small = x.device.type == "cpu" and weights * len(x) * x[0, 0].numel() < SMALL
     before = torch.get_num_threads()
     if small:

@@ -50,6 +50,11 @@ def test_one_thread_stays_one():
     assert inside(torch.zeros(1, 1, 4, 4)) == 1 and torch.get_num_threads() == 1
 
 
+def test_a_function_without_weights_is_small(two_threads):
+    with threads_for(torch.sin, torch.zeros(9, 1, 400, 400)):
+        assert torch.get_num_threads() == 1
+
+
 def test_other_devices_keep_their_threads(two_threads):
     assert inside(torch.zeros(1, 1, 4, 4, device="meta")) == 2
 
