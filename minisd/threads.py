@@ -29,7 +29,7 @@ def threads_for(network: nn.Module | Callable, x: Tensor) -> Iterator[None]:
     The work is taken to be every weight once for each place of each image: an upper bound.
     """
     weights = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
-    small = x.device.type == "cpu" and weights * len(x) * x[0, 0].numel() < SMALL
+    small = x.device.type == "cpu" and weights * x.numel() / x.shape[1] < SMALL
     before = torch.get_num_threads()
     if small:
         torch.set_num_threads(1)
