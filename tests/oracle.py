@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisd.schedules import PredictionType, target
 
 
-class IdealDenoiser:
+class IdealDenoiser(nn.Module):
     """The network of the least possible loss for a small data set (n,c,h,w).
 
     It is called like a U-Net, with x (b,c,h,w) as a network sees it and one timestep t, and returns
@@ -18,6 +18,7 @@ class IdealDenoiser:
     def __init__(
         self, data: Tensor, alphas_cumprod: Tensor, prediction_type: PredictionType = "epsilon"
     ):
+        super().__init__()
         self.data = data
         self.alphas_cumprod = alphas_cumprod.double()
         self.prediction_type: PredictionType = prediction_type
@@ -38,7 +39,7 @@ class IdealDenoiser:
         weights = (-distances / (2 * std**2)).softmax(-1)
         return torch.einsum("bn,nchw->bchw", weights, self.data.to(x))
 
-    def __call__(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
         (t,) = set(torch.as_tensor(t).flatten().tolist())  # one for the whole batch
         self.calls.append((x, t))
         alpha_bar = self.alpha_bar(t)

@@ -11,7 +11,6 @@ from minisd.classifier import (
     random_warp,
 )
 from minisd.intervals import Accuracy, wilson_interval
-from minisd.losses import classifier_loss
 
 SMALL = ClassifierConfig(channels=(8, 8), num_features=6)
 
@@ -43,19 +42,6 @@ def test_the_judge_of_digits_has_the_size_of_its_card():
     assert judge(torch.randn(2, 1, 28, 28))["digit"].shape == (2, 10)
 
 
-def test_judge_loss_is_the_cross_entropy_after_a_warp(generator):
-    judge = Classifier(SMALL)
-    images, labels = torch.randn(6, 1, 28, 28), torch.tensor([0, 1, 2, 3, 4, 9])
-    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
-    warped = random_warp(images, torch.Generator().manual_seed(3))
-    logits = judge(warped)["digit"]
-    target = torch.full((6, 10), 0.05 / 10)  # label smoothing
-    target[torch.arange(6), labels] += 0.95
-    assert loss.item() == pytest.approx(
-        -(target * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5
-    )
-
-
 def test_judge_accuracy_counts():
     judge = Classifier(SMALL).eval()
     images = torch.randn(30, 1, 28, 28)
@@ -77,23 +63,6 @@ def test_judge_accuracies_count_question_by_question():
     labels[3:6, 1] = (labels[3:6, 1] + 1) % 4
     expected = {"subject": Accuracy(18, 30), "sky": Accuracy(27, 30)}
     assert classification_accuracies(judge, images, labels) == expected
-
-
-def test_judge_loss_sums_over_questions(generator):
-    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
-    images, labels = (
-        torch.randn(5, 3, 16, 16),
-        torch.tensor([[0, 1], [9, 3], [4, 2], [5, 0], [1, 1]]),
-    )
-    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
-    answers = judge(random_warp(images, torch.Generator().manual_seed(3)))
-    parts = [
-        torch.nn.functional.cross_entropy(answers[name], labels[:, i], label_smoothing=0.05)
-        for i, name in enumerate(("subject", "sky"))
-    ]
-    assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
-    with pytest.raises(ValueError):  # a column for each question
-        classifier_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
 
 
 def test_a_judge_with_a_layout_sees_where():

@@ -78,15 +78,20 @@ def test_diffusers_schedulers_do_as_well(unet, kind, strength):
     """PNDM as published: diffusers refuses to begin it midway."""
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
-    for steps, karras in ((10, False), (50, "use_karras_sigmas" in kind().config)):
+    weak = strength < 0.8  # all four pairs of (steps, mask) come up among the strengths
+    for steps, karras, each in (
+        (10, False, mask if weak else None),
+        (50, True, None if weak else mask),
+    ):
+        if karras and "use_karras_sigmas" not in kind().config:
+            continue
         settings = make(kind).config | dict(prediction_type="sample" if karras else "epsilon")
         settings |= dict(use_karras_sigmas=True) if karras else {}
         theirs = getattr(diffusers, kind.__name__)(**settings)
-        for each in (None, mask):
-            ours = kind(**settings, match_diffusers=True)
-            _, a = edit(unet, ours, strength, each, steps)
-            _, b = edit(unet, theirs, strength, each, steps)
-            assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
+        ours = kind(**settings, match_diffusers=True)
+        _, a = edit(unet, ours, strength, each, steps)
+        _, b = edit(unet, theirs, strength, each, steps)
+        assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,31 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from minisd import CLIP, AutoencoderKL, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, VAEConfig
-from minisd.classifier import Classifier, ClassifierConfig
+from minisd import (
+    CLIP,
+    AutoencoderKL,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNet,
+    UNetConfig,
+    VAEConfig,
+)
+from minisd.classifier import Classifier, ClassifierConfig, random_warp
 from minisd.losses import (
     AdversarialAutoencoder,
     PatchDiscriminator,
     adaptive_weight,
     adversarial_loss,
     autoencoder_loss,
+    classifier_loss,
     clip_loss,
     contrastive_loss,
     diffusion_loss,
     discriminator_loss,
     generator_loss,
     perceptual_distance,
+    segmenter_loss,
 )
 from minisd.schedulers import DDPMScheduler
 from minisd.training import TrainingSettings, train
@@ -165,6 +176,47 @@ def test_clip_does_not_split_its_batch(clip, generator, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+# Classifiers
+
+
+def test_the_loss_of_a_classifier_is_the_cross_entropy_after_a_warp(generator):
+    judge = Classifier(ClassifierConfig(channels=(8, 8), num_features=6))
+    images, labels = torch.randn(6, 1, 28, 28), torch.tensor([0, 1, 2, 3, 4, 9])
+    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    warped = random_warp(images, torch.Generator().manual_seed(3))
+    logits = judge(warped)["digit"]
+    target = torch.full((6, 10), 0.05 / 10)  # label smoothing
+    target[torch.arange(6), labels] += 0.95
+    assert loss.item() == pytest.approx(
+        -(target * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5
+    )
+
+
+def test_the_loss_of_a_classifier_sums_over_questions(generator):
+    judge = Classifier(ClassifierConfig(3, (8, 8), 6, (("subject", 10), ("sky", 4))))
+    images, labels = (
+        torch.randn(5, 3, 16, 16),
+        torch.tensor([[0, 1], [9, 3], [4, 2], [5, 0], [1, 1]]),
+    )
+    loss = classifier_loss(judge, [images, labels], torch.Generator().manual_seed(3))
+    answers = judge(random_warp(images, torch.Generator().manual_seed(3)))
+    parts = [
+        F.cross_entropy(answers[name], labels[:, i], label_smoothing=0.05)
+        for i, name in enumerate(("subject", "sky"))
+    ]
+    assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5)
+    with pytest.raises(ValueError):  # a column for each question
+        classifier_loss(judge, [images, labels[:, :1]], torch.Generator().manual_seed(3))
+
+
+def test_the_loss_of_a_segmenter_is_the_cross_entropy_of_its_pixels():
+    unet = UNet(UNetConfig(8, 3, 4, (8, 8), (False, False), 1, 2, 4)).eval()
+    images, maps = torch.randn(5, 3, 8, 8), torch.randint(4, (5, 8, 8))
+    loss = segmenter_loss(unet, [images, torch.zeros(5, 5), maps], torch.Generator())
+    right = unet(images, 0).log_softmax(dim=1).gather(1, maps[:, None])
+    assert torch.allclose(loss, -right.mean())
+
+
 # Perceptual distance
 
 
@@ -245,6 +297,18 @@ def test_the_adaptive_weight_makes_both_gradients_equal(generator):
     weight = adaptive_weight(rec_loss, g_loss, image)
     assert weight.item() == pytest.approx(2 * image.norm().item() / (7 * math.sqrt(96)), rel=1e-4)
     assert not weight.requires_grad
+
+
+def test_the_adaptive_weight_of_an_adversary_that_says_nothing_is_bounded(generator):
+    """Its gradient may vanish: Esser et al.'s code bounds the weight by 10,000."""
+    image = torch.randn(2, 3, 4, 4, generator=generator, requires_grad=True)
+    weights = [
+        adaptive_weight(image.square().sum(), slope * image.sum(), image).item()
+        for slope in (0.0, 1e-6, 1e-3)
+    ]
+    assert weights[:2] == [1e4, 1e4] and weights[2] == pytest.approx(
+        2000 * image.norm().item() / math.sqrt(96), rel=1e-3
+    )
 
 
 def test_each_is_trained_by_its_own_loss(vae, images, generator):

@@ -38,12 +38,13 @@ SETTINGS = TrainingSettings(
 LOSS = diffusion_loss(DDPMScheduler(num_train_timesteps=50, beta_end=0.2))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def toy():
     """40 pictures of a white square, each a little different."""
     images = torch.full((40, 1, 8, 8), -1.0)
     images[:, :, 2:6, 2:6] = 1.0
-    return TensorDataset(images + 0.05 * torch.randn(images.shape))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images + 0.05 * noise)
 
 
 def fresh():
@@ -353,17 +354,28 @@ def test_no_two_draws_share_a_seed():
 # Checkpoints
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
-@pytest.mark.parametrize("stop", [4, 6, 7, 11])
-def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer):
-    straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+@pytest.fixture(scope="module")
+def straight(toy, tmp_path_factory):
+    """Runs without a break, one for each optimiser: (checkpoint, model, last step)."""
+    runs = {}
+    for optimizer in ("AdamW", "Muon"):
+        path = tmp_path_factory.mktemp("straight") / "a.safetensors"
+        runs[optimizer] = (path, *run(toy, replace(SETTINGS, optimizer=optimizer), path))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("stop", "optimizer"), [(4, "AdamW"), (4, "Muon"), (6, "AdamW"), (7, "AdamW"), (11, "Muon")]
+)
+def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, straight, stop, optimizer):
+    broken = tmp_path / "b.safetensors"
     settings = replace(SETTINGS, optimizer=optimizer)
-    model, step = run(toy, settings, straight)
+    path, model, step = straight[optimizer]
     run(toy, settings, broken, stop)
     torch.manual_seed(77)
     resumed, last = run(toy, settings, broken, model=UNet(CONFIG))  # other initial weights
     assert same(model, resumed) and same(step.ema, last.ema)
-    (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (straight, broken))
+    (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (path, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert log_a == log_b and run_a == run_b and run_a["settings"] == asdict(settings)
 
@@ -389,10 +401,24 @@ def test_checkpoints_are_written_on_time(toy, tmp_path):
     assert dict(written) == expected
 
 
-@pytest.mark.parametrize("change", [dict(steps=20), dict(seed=3), dict(learning_rate=1e-4)])
-def test_a_checkpoint_of_other_settings_is_refused(toy, tmp_path, change):
-    path = tmp_path / "c.safetensors"
+@pytest.fixture(scope="module")
+def checkpoint(toy, tmp_path_factory):
+    """The bytes of a checkpoint at step 4."""
+    path = tmp_path_factory.mktemp("checkpoint") / "c.safetensors"
     run(toy, checkpoint=path, stop=4)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(checkpoint, tmp_path):
+    """A copy of that checkpoint."""
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(checkpoint)
+    return path
+
+
+@pytest.mark.parametrize("change", [dict(steps=20), dict(seed=3), dict(learning_rate=1e-4)])
+def test_a_checkpoint_of_other_settings_is_refused(toy, path, change):
     before = path.read_bytes()
     ((name, value),) = change.items()
     was = getattr(SETTINGS, name)
@@ -403,9 +429,7 @@ def test_a_checkpoint_of_other_settings_is_refused(toy, tmp_path, change):
     assert path.read_bytes() == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(toy, tmp_path):
-    path = tmp_path / "c.safetensors"
-    run(toy, checkpoint=path, stop=4)
+def test_a_checkpoint_of_another_model_is_refused(toy, path):
     other = UNet(replace(CONFIG, channels=(8, 16)))
     message = r"model.channels is \[8, 8\] in the checkpoint, \[8, 16\] in this run"
     with pytest.raises(ValueError, match=message):
@@ -421,6 +445,14 @@ def other_run(toy, **change):
     return dict(toy=data, accelerator=accelerator, recipe=change.pop("recipe", "squares"))
 
 
+@pytest.fixture(scope="module")
+def squares(toy, tmp_path_factory):
+    """The checkpoint of a run that says what it is, at step 4."""
+    path = tmp_path_factory.mktemp("squares") / "squares.safetensors"
+    run(**other_run(toy), checkpoint=path, stop=4)
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -431,24 +463,24 @@ def other_run(toy, **change):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path, change, message):
-    path = tmp_path / "c.safetensors"
-    run(**other_run(toy), checkpoint=path, stop=4)
-    before = path.read_bytes()
+def test_a_checkpoint_of_another_run_is_refused(toy, squares, change, message):
+    before = squares.read_bytes()
     with pytest.raises(
-        ValueError, match=f"c.safetensors belongs to another run: {message}. Resume"
+        ValueError, match=f"squares.safetensors belongs to another run: {message}. Resume"
     ):
-        run(**other_run(toy, **change), checkpoint=path)
-    assert path.read_bytes() == before
-    run(**other_run(toy), checkpoint=path)
+        run(**other_run(toy, **change), checkpoint=squares)
+    assert squares.read_bytes() == before
+
+
+def test_a_checkpoint_of_the_same_run_is_not_refused(toy, squares):
+    _, step = run(**other_run(toy), checkpoint=squares)
+    assert step.step == SETTINGS.steps
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("processes", 2), ("device", "cuda"), ("format", 1), ("format", 3)]
 )
-def test_a_checkpoint_of_another_machine_or_version_is_refused(toy, tmp_path, field, value):
-    path = tmp_path / "c.safetensors"
-    run(toy, checkpoint=path, stop=4)
+def test_a_checkpoint_of_another_machine_or_version_is_refused(toy, path, field, value):
     tensors, log, described = tensors_and_log(path)
     metadata = {"run": json.dumps(described | {field: value}), "log": json.dumps(log)}
     save_file(tensors, path, metadata)
@@ -457,9 +489,7 @@ def test_a_checkpoint_of_another_machine_or_version_is_refused(toy, tmp_path, fi
         run(toy, checkpoint=path)
 
 
-def test_all_differences_are_named_and_only_they(toy, tmp_path):
-    path = tmp_path / "c.safetensors"
-    run(toy, checkpoint=path, stop=4)
+def test_all_differences_are_named_and_only_they(toy, path):
     with pytest.raises(ValueError) as error:
         run(toy, replace(SETTINGS, seed=3, optimizer="Muon"), path, model=nn.Conv2d(1, 1, 1))
     found = re.findall(r"([\w.]+) is \S.*? in the checkpoint", str(error.value))
@@ -467,10 +497,8 @@ def test_all_differences_are_named_and_only_they(toy, tmp_path):
     assert not {"precision", "settings.steps", "data"} & set(found)
 
 
-def test_a_checkpoint_of_the_first_format_is_refused(toy, tmp_path):
+def test_a_checkpoint_of_the_first_format_is_refused(toy, path):
     """It holds settings and log alone."""
-    path = tmp_path / "c.safetensors"
-    run(toy, checkpoint=path, stop=4)
     tensors, log, described = tensors_and_log(path)
     metadata = {"settings": json.dumps(described["settings"]), "log": json.dumps(log)}
     save_file(tensors, path, metadata)
@@ -487,8 +515,10 @@ def half_precision():
     return accelerator
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
-@pytest.mark.parametrize("stop", [4, 7, 11])
+@pytest.mark.parametrize(
+    ("stop", "optimizer"),
+    [(4, "Muon"), (7, "AdamW"), pytest.param(11, "Muon", marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_in_fp16_ends_bit_for_bit_the_same(toy, tmp_path, stop, optimizer):
     """The scale of the gradients decides which steps are skipped: it is in the checkpoint."""
     straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
@@ -536,9 +566,7 @@ def test_shared_weights_are_saved_and_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(toy, tmp_path, share):
-    path = tmp_path / "c.safetensors"
-    run(toy, checkpoint=path, stop=4)
+def test_a_truncated_checkpoint_is_refused(toy, path, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match="not a complete safetensors file"):

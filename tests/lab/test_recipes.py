@@ -505,6 +505,7 @@ def test_a_bundled_checkpoint_is_complete(name, tmp_path):
     assert (folder / "card.md").read_text() == (tmp_path / "card.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_bundled_tokenizer_is_what_its_recipe_makes(name, tmp_path):
     folder, recipe = CHECKPOINTS / name, RECIPES[name]

@@ -86,6 +86,10 @@ def drawn(ours):
 
 
 def check_equal(ours, theirs, texts):
+    if len(texts) > 100:  # in parts: a fault is found in the first
+        for i in range(0, len(texts), 100):
+            check_equal(ours, theirs, texts[i : i + 100])
+        return
     padded = ids_of(theirs, texts)
     whole = theirs(texts, add_special_tokens=False, verbose=False).input_ids
     for text, wanted, ids in zip(texts, ours(texts).tolist(), padded, strict=True):
@@ -119,6 +123,7 @@ def test_ten_thousand_texts_are_equal(ours, theirs, drawn):
     check_equal(ours, theirs, drawn)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text(st.characters(codec="utf-8").filter(known)))
 def test_any_text_is_equal(ours, theirs, text):

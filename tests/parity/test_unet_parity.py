@@ -263,20 +263,25 @@ FAULTS = {
 FAULTY = UNetConfig(8, 2, 2, (8, 8, 16), (True, True, False), 2, 2, 4, context_dim=6)
 
 
+@pytest.fixture(scope="module")
+def agreeing(tmp_path_factory):
+    """Two networks that agree, and what they agree on."""
+    generator = torch.Generator().manual_seed(0)
+    both = pair(FAULTY, tmp_path_factory.mktemp("agreeing"), generator)
+    given_inputs = inputs(FAULTY, 2, 8, 8, 5, generator)
+    assert difference(*both, *given_inputs) <= TOLERANCE
+    return *both, *given_inputs
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen(fault, tmp_path, generator, monkeypatch):
-    ours, theirs = pair(FAULTY, tmp_path, generator)
-    given_inputs = inputs(FAULTY, 2, 8, 8, 5, generator)
-    assert difference(ours, theirs, *given_inputs) <= TOLERANCE
+def test_a_planted_fault_is_seen(fault, agreeing, monkeypatch):
     monkeypatch.setattr(*FAULTS[fault])
-    assert difference(ours, theirs, *given_inputs) > TOLERANCE
+    assert difference(*agreeing) > TOLERANCE
 
 
-def test_the_planted_forward_is_right_when_nothing_is_made_wrong(tmp_path, generator, monkeypatch):
-    ours, theirs = pair(FAULTY, tmp_path, generator)
-    given_inputs = inputs(FAULTY, 2, 8, 8, 5, generator)
+def test_the_planted_forward_is_right_when_nothing_is_made_wrong(agreeing, monkeypatch):
     monkeypatch.setattr(UNet, "forward", unet_forward())
-    assert difference(ours, theirs, *given_inputs) <= TOLERANCE
+    assert difference(*agreeing) <= TOLERANCE
 
 
 EPS_FAULTS = {  # which norms, and the eps of another part of the system
