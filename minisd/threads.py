@@ -18,7 +18,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-SMALL = 2e9  # multiplications, roughly: below it one thread is as fast as two
+SMALL = 1e9  # multiplications, roughly: below it one thread is as fast as two
 
 
 @contextmanager
