@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,16 @@ TINY_SD15 = {  # v1.5 with as many layers, a few channels wide
     "vae": replace(VAEConfig.SD15, channels=(8, 8, 8, 8), norm_num_groups=4),
 }  # fmt: skip
 SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
+
+
+def pairwise(combinations):
+    """Keep so few of the combinations, tuples, that still every two values that meet there meet."""
+    rows = {row: set(itertools.combinations(enumerate(row), 2)) for row in combinations}
+    missing = set().union(*rows.values())
+    while missing:
+        row = max(rows, key=lambda row: len(rows[row] & missing))  # of several, the first
+        missing -= rows[row]
+        yield row
 
 
 def randomise(model, generator=None):

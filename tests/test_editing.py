@@ -25,6 +25,13 @@ def unet():
     return randomise(UNet(CONFIG), seeded()).eval()
 
 
+class Smooth(torch.nn.Module):
+    """A stand-in for a network where only schedulers are compared."""
+
+    def forward(self, x, t, context=None):
+        return torch.sin(x.mT + t / 300)
+
+
 def make(kind):
     return kind(**({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
 
@@ -74,7 +81,7 @@ def test_outside_of_the_mask_nothing_changes(unet, kind):
     "kind", [kind for kind in KINDS if kind is not EulerAncestralDiscreteScheduler]
 )
 @pytest.mark.parametrize("strength", [0.3, 0.7, 0.9, 1.0])
-def test_diffusers_schedulers_do_as_well(unet, kind, strength):
+def test_diffusers_schedulers_do_as_well(kind, strength):
     """PNDM as published: diffusers refuses to begin it midway."""
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
@@ -89,8 +96,8 @@ def test_diffusers_schedulers_do_as_well(unet, kind, strength):
         settings |= dict(use_karras_sigmas=True) if karras else {}
         theirs = getattr(diffusers, kind.__name__)(**settings)
         ours = kind(**settings, match_diffusers=True)
-        _, a = edit(unet, ours, strength, each, steps)
-        _, b = edit(unet, theirs, strength, each, steps)
+        _, a = edit(Smooth(), ours, strength, each, steps)
+        _, b = edit(Smooth(), theirs, strength, each, steps)
         assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
 
 

@@ -1,8 +1,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -10,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minisd import files
+from minisd import UNet, UNetConfig, files
 from minisd.files import (
     expand,
     inside,
@@ -173,25 +171,21 @@ def test_a_suffix_may_be_all_there_is(tmp_path):
 
 def test_a_full_disk_is_an_os_error_with_the_name_of_the_file(tmp_path):
     """safetensors' own error is no OSError. A limit on the size of files stands for the disk."""
-    code = f"""
-import resource, torch
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from minisd import UNet, UNetConfig
-from minisd.files import write_json
-for write in (
-    lambda: UNet(UNetConfig()).save_pretrained({str(tmp_path / "model")!r}),
-    lambda: write_json({str(tmp_path / "model" / "model.safetensors")!r}, "x" * 200_000),
-):
-    try:
-        write()
-    except OSError as error:
-        print(error)
-"""
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
-    first, second = output.splitlines()
-    for said in (first, second):
-        assert said.startswith(f"cannot write {tmp_path / 'model' / 'model.safetensors'}: ")
-        assert "too large" in said.lower()
+    resource = pytest.importorskip("resource", reason="limits of Unix")
+    model, path = UNet(UNetConfig()), tmp_path / "model" / "model.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (
+        lambda: model.save_pretrained(path.parent),
+        lambda: write_json(path, "x" * 200_000),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            with pytest.raises(OSError) as error:
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert str(error.value).startswith(f"cannot write {path}: ")
+        assert "too large" in str(error.value).lower()
     assert os.listdir(tmp_path / "model") == []
 
 

@@ -117,8 +117,9 @@ def test_the_oracle_leads_from_every_start_to_the_picture(kind, settings, spacin
     if settings.get("rescale_betas_zero_snr") and prediction_type == "epsilon":
         return  # at no signal the noise says nothing about the picture
     picture = pictures(1)
-    for i, strength in enumerate(STRENGTHS, start=SPACINGS.index(spacing)):
-        steps = (7, 10, 24)[i % 3]  # each of them meets each strength at one of the spacings
+    place, type_ = SPACINGS.index(spacing), PREDICTION_TYPES.index(prediction_type)
+    steps = (7, 10, 24)[(place + 2 * type_) % 3]  # in a Latin square: each two values meet
+    for strength in STRENGTHS[(place + type_) % 3 :: 3]:
         scheduler = kind(**settings)
         oracle, noise, x = led_by_the_oracle(scheduler, picture, steps, strength)
         expected = add_noise(picture, noise, last_alpha_bar(scheduler))

@@ -256,6 +256,7 @@ def scenes(n, generator):
     return (top + (bottom - top) * y) * (1 - inside) + sun * inside
 
 
+@pytest.mark.slow
 def test_a_tiny_autoencoder_learns(generator):
     data, unseen = scenes(512, generator), scenes(64, generator)
     vae = AutoencoderKL(replace(SMALL, channels=(32,), patch_size=4, scaling_factor=1.0))

@@ -5,6 +5,7 @@ compared with `match_diffusers`, and without it where nothing is wrong.
 """
 
 import inspect
+import itertools
 import logging
 import warnings
 from dataclasses import fields
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DConditionModel, UNet2DModel
-from helpers import KINDS, SIGMA_SPACE, randomise
+from helpers import KINDS, SIGMA_SPACE, pairwise, randomise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import IdealDenoiser
@@ -152,45 +153,31 @@ def of(kind, config):
     return {field.name: config[field.name] for field in fields(kind) if field.name in config}
 
 
-def rotated(values, turn):
-    turn %= len(values)
-    return values[turn:] + values[:turn]
-
-
-def turn_of(schedule, prediction_type, spacing):
-    """Count on from one test to the next: so all values that are rotated meet each of the steps."""
-    return (
-        list(SCHEDULES).index(schedule)
-        + PREDICTION_TYPES.index(prediction_type)
-        + SPACINGS.index(spacing)
-    )
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddpm_walks_as_diffusers(schedule, spacing):
+    variances = "fixed_small", "fixed_large"
+    for prediction_type, variance_type, steps in pairwise(
+        itertools.product(PREDICTION_TYPES, variances, STEPS)
+    ):
+        config = SCHEDULES[schedule] | dict(
+            prediction_type=prediction_type, timestep_spacing=spacing, variance_type=variance_type
+        )
+        assert compare(DDPMScheduler, config, steps) <= TOLERANCE, (config, steps)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddpm_walks_as_diffusers(schedule, prediction_type, spacing):
-    config = SCHEDULES[schedule] | dict(prediction_type=prediction_type, timestep_spacing=spacing)
-    turn = turn_of(schedule, prediction_type, spacing)
-    for steps, variance_type in zip(STEPS, rotated(("small", "large", "small"), turn), strict=True):
-        settings = config | dict(variance_type=f"fixed_{variance_type}")
-        assert compare(DDPMScheduler, settings, steps) <= TOLERANCE, (steps, variance_type)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddim_walks_as_diffusers(schedule, prediction_type, spacing):
-    config = SCHEDULES[schedule] | dict(
-        prediction_type=prediction_type,
-        timestep_spacing=spacing,
-        set_alpha_to_one=schedule != "v1.5",
-    )
+def test_ddim_walks_as_diffusers(schedule, spacing):
     # At eta = 1 and almost no signal, diffusers can take the root of a rounding error.
-    etas = (0.0, 0.5, 0.95 if schedule == "cosine" else 1.0)
-    turn = turn_of(schedule, prediction_type, spacing)
-    for steps, eta in zip(STEPS, rotated(etas, turn), strict=True):
-        assert compare(DDIMScheduler, config, steps, eta=eta) <= TOLERANCE, (steps, eta)
+    etas = 0.0, 0.5, 0.95 if schedule == "cosine" else 1.0
+    for prediction_type, eta, steps in pairwise(itertools.product(PREDICTION_TYPES, etas, STEPS)):
+        config = SCHEDULES[schedule] | dict(
+            prediction_type=prediction_type,
+            timestep_spacing=spacing,
+            set_alpha_to_one=schedule != "v1.5",
+        )
+        assert compare(DDIMScheduler, config, steps, eta=eta) <= TOLERANCE, (config, steps, eta)
 
 
 VARIANTS = {
@@ -235,37 +222,39 @@ def rounding_grows(kind, config, steps):
     )
 
 
-def combinations(kind):
-    for schedule in (DIGITS, of(kind, SD15)):
-        for variant in VARIANTS[kind]:
-            for prediction_type in PREDICTION_TYPES:
-                if (kind, prediction_type) not in UNKNOWN_TO_DIFFUSERS:
-                    for steps in STEPS:
-                        yield schedule | variant | dict(prediction_type=prediction_type), steps
+def combinations(kind, spacings=("leading",)):
+    schedules = DIGITS, of(kind, SD15)
+    known = [p for p in PREDICTION_TYPES if (kind, p) not in UNKNOWN_TO_DIFFUSERS]
+    variants = range(len(VARIANTS[kind]))
+    return itertools.product(range(len(schedules)), variants, known, spacings, STEPS)
 
 
-def of_each_setting(kind, turn=0):
-    """One number of steps for each combination, another at the next turn; all pairs come up."""
-    for i, (config, steps) in enumerate(combinations(kind)):
-        if i % 3 == (i // 3 + i // 9 + turn) % 3:
-            yield config, steps
+def settings_of(kind, schedule, variant, prediction_type, spacing):
+    return (
+        (DIGITS, of(kind, SD15))[schedule]
+        | VARIANTS[kind][variant]
+        | dict(prediction_type=prediction_type, timestep_spacing=spacing)
+    )
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_the_others_walk_as_diffusers(kind, spacing):
+def test_the_others_walk_as_diffusers(kind):
     seen = 0
-    for config, steps in of_each_setting(kind, SPACINGS.index(spacing)):
-        found = compare(kind, config | dict(timestep_spacing=spacing), steps)
+    for *row, steps in pairwise(combinations(kind, SPACINGS)):
+        config = settings_of(kind, *row)
+        found = compare(kind, config, steps)
         limit = 1e-4 if rounding_grows(kind, config, steps) else TOLERANCE
         assert found <= limit, (config, steps)
         seen += 1
-    assert seen >= 4
+    assert seen >= 9
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_being_told_they_walk_as_diffusers_where_it_is_right(kind):
-    for config, steps in of_each_setting(kind) if kind in VARIANTS else [({}, n) for n in STEPS]:
+    cases = [({"timestep_spacing": "leading"}, steps) for steps in STEPS]
+    if kind in VARIANTS:
+        cases = [(settings_of(kind, *row), steps) for *row, steps in pairwise(combinations(kind))]
+    for config, steps in cases:
         wrong = (
             kind is DPMSolverMultistepScheduler
             and (config["use_karras_sigmas"] or config["solver_order"] == 3)
@@ -273,7 +262,6 @@ def test_without_being_told_they_walk_as_diffusers_where_it_is_right(kind):
             and config["prediction_type"] == "v_prediction"
         )
         if not wrong:
-            config = config | dict(timestep_spacing="leading")
             found = compare(kind, config, steps, match=False)
             limit = 1e-4 if kind in VARIANTS and rounding_grows(kind, config, steps) else TOLERANCE
             assert found <= limit, (config, steps)
@@ -285,10 +273,10 @@ def test_without_being_told_they_walk_as_diffusers_where_it_is_right(kind):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_what_grows_is_only_rounding(kind, spacing):
     """With the same noise levels in float64, as far as diffusers computes in it, it is gone."""
-    grown = [(c, steps) for c, steps in combinations(kind) if rounding_grows(kind, c, steps)]
+    cases = [(settings_of(kind, *row), steps) for *row, steps in combinations(kind, [spacing])]
+    grown = [(config, steps) for config, steps in cases if rounding_grows(kind, config, steps)]
     assert grown
     for config, steps in grown:
-        config = config | dict(timestep_spacing=spacing)
         limit = 1e-6 if kind is DPMSolverMultistepScheduler else 1e-10  # it goes through float32
         found = compare(kind, config, steps, change=in_double)
         assert found <= limit, (config, steps)
