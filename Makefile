@@ -13,14 +13,14 @@ TEST := OMP_NUM_THREADS=1 MINISD_PROGRESS=0 $(RUN) -m pytest -n 2 --dist loadfil
 book: $(READY)  ## build the HTML book into _build/html
 	.venv/bin/jupyter-book build -W -n --keep-going .
 
-test: $(READY)  ## every test, and every chapter from its first cell to its last; COVER=--cov measures
-	$(TEST) $(COVER) --nbval-lax tests chapters
+test: $(READY)  ## every test, and every chapter from its first cell to its last
+	$(TEST) --nbval-lax tests chapters
 
 check: $(READY)  ## for daily work: the fast tests, and the chapters whose stored run is out of date
 	$(TEST) --nbval-lax -m "not slow" tests $$($(RUN) book/notebooks.py --changed)
 
-fast: $(READY)  ## the tests that take seconds
-	$(TEST) -m "not slow" tests
+fast: $(READY)  ## the tests that take seconds; COVER=--cov measures what they reach
+	$(TEST) $(COVER) -m "not slow" tests
 
 serve: book  ## open the built book in the browser
 	(sleep 1 && $(RUN) -m webbrowser http://127.0.0.1:$(PORT)) &
