@@ -213,7 +213,8 @@ def test_full_size_is_measured_beside_diffusers_on_small_networks():
     """The whole script, with narrow layers: loading, each network, and a picture."""
     command = [sys.executable, str(BENCHMARKS / "sd15.py"), "--quick", "--dtype", "float32"]
     printed = subprocess.check_output(command, text=True, cwd=BENCHMARKS.parent)
-    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    rows = [line.split("|")[1:-1] for line in lines[2:]]  # after the head and the ruler
     assert [row[0].split(",")[0].strip() for row in rows] == [
         "loading", "text encoder", "U-Net", "decoder", "prompt to picture",
     ]  # fmt: skip
