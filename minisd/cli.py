@@ -238,11 +238,10 @@ def evaluate(
     if not isinstance(name, str):
         raise ValueError(f"{folder / 'training.json'} names no recipe, which says how to score")
     recipe = find_recipe(name)
-    folder = locate(model, "", ("*.json", "*.txt", "*.safetensors", "card.md"))
     settings = EvaluationSettings(n or recipe.samples, seed, steps, sampler, guidance, judge)
-    scores = {} if only_speed else recipe.evaluate(folder, settings)
+    scores = {} if only_speed else recipe.evaluate(model, settings)
     if save or only_speed:
-        scores |= speed(folder, settings)
+        scores |= speed(model, settings)
     if not scores:
         raise ValueError(f"{model} does not draw: there is nothing to time")
     for name, value in scores.items():

@@ -67,21 +67,21 @@ def score_digits(
     )
 
 
-def evaluate_digits_judge(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_digits_judge(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a judge of digits on all unseen digits."""
     data = digits("test")
-    accuracy = classification_accuracy(Classifier.from_pretrained(folder), data.images, data.labels)
+    accuracy = classification_accuracy(Classifier.from_pretrained(model), data.images, data.labels)
     return {"accuracy on unseen digits": share(accuracy), "digits": data.source}
 
 
-def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_digits(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a model that draws digits: FID, the judge's confidence, and class balance."""
     n, data = settings.n, digits("test")
     if n > len(data.images):
         raise ValueError(f"{n} samples need as many real digits; there are {len(data.images)}")
     name = settings.judge or DIGITS_JUDGE
     judge = Classifier.from_pretrained(name)  # before the long part
-    samples, how = draw(folder, settings)
+    samples, how = draw(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     found = score_digits(judge, samples, digits("train").images, data.images, generator)
     shares = ", ".join(f"{k}: {share:.1%}" for k, share in enumerate(found.class_shares))
@@ -96,12 +96,12 @@ def evaluate_digits(folder: Path, settings: EvaluationSettings) -> Scores:
     }
 
 
-def evaluate_digits_class(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_digits_class(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a model that draws the digit it is asked for: all ten in turn, with guidance."""
     name = settings.judge or DIGITS_JUDGE
     judge = Classifier.from_pretrained(name)
     asked = torch.arange(settings.n) % 10
-    samples, how = draw(folder, settings, [str(digit) for digit in asked.tolist()])
+    samples, how = draw(model, settings, [str(digit) for digit in asked.tolist()])
     right = classify(judge, samples)[:, 0] == asked
     scores: Scores = {
         "samples": f"{settings.n:,}, {how}; judge {name}",

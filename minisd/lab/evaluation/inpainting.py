@@ -31,7 +31,7 @@ ERROR = "inpainting, error outside of the mask"  # root mean square; the range o
 JUMP = "inpainting, jump across the edge of the mask"  # mean difference; the range is 1
 
 
-def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_inpainting(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score inpainting: in each of n unseen postcards, another subject instead of its own.
 
     The mask is a box around both subjects; everything outside of it should stay as it is. Before
@@ -41,9 +41,9 @@ def evaluate_inpainting(folder: Path, settings: EvaluationSettings) -> Scores:
     surroundings and pasted. Raises ValueError for a model that does not read prompts.
     """
     name = settings.judge or POSTCARDS_JUDGE
-    judge, artist = Classifier.from_pretrained(name), Artist(str(folder), settings.sampler)
+    judge, artist = Classifier.from_pretrained(name), Artist(str(model), settings.sampler)
     if artist.pipeline is None:
-        raise ValueError(f"{folder} does not read prompts: inpainting needs a text-to-image model")
+        raise ValueError(f"{model} does not read prompts: inpainting needs a text-to-image model")
     pipeline, vae = artist.pipeline, artist.pipeline.vae
     pipeline.scheduler = artist.scheduler
     generator = torch.Generator().manual_seed(settings.seed)

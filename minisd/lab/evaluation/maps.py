@@ -26,9 +26,9 @@ from minisd.metrics import mean_iou, overlaps, segment
 from minisd.unet import UNet
 
 
-def evaluate_postcards_segmenter(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards_segmenter(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a segmenter on unseen postcards: the mean IoU, and that of each label."""
-    segmenter = UNet.from_pretrained(folder)
+    segmenter = UNet.from_pretrained(model)
     scores: Scores = {}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -42,7 +42,7 @@ def evaluate_postcards_segmenter(folder: Path, settings: EvaluationSettings) -> 
     return scores
 
 
-def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards_maps(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score pictures drawn from n maps with their captions, from maps alone, from captions alone.
 
     A judge says whether they show what was asked; a map without a caption asks only for subject and
@@ -50,7 +50,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
     """
     name = settings.judge or POSTCARDS_JUDGE
     judge, segmenter = Classifier.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
-    vae = MapPipeline.from_pretrained(folder).vae
+    vae = MapPipeline.from_pretrained(model).vae
     scores: Scores = {}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -60,7 +60,7 @@ def evaluate_postcards_maps(folder: Path, settings: EvaluationSettings) -> Score
             ("map alone", [""] * settings.n, maps, ("subject", "place")),
             ("caption alone", data.full_captions, None, ("", *judge.heads)),
         ):
-            drawn, how = draw(folder, settings, captions, given)
+            drawn, how = draw(model, settings, captions, given)
             scores["samples"] = f"{settings.n:,} of each kind, {how}; judge {name}"
             right = classify(judge, drawn) == data.labels
             shares = shares_of_right(EVERYTHING, judge, right, words)

@@ -40,9 +40,9 @@ from minisd.vae import AutoencoderKL
 GROUP = 256  # among how many retrieval chooses
 
 
-def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_tokenizer(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a tokenizer on unseen captions: their tokens, and how many decode to themselves."""
-    tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(model)
     size = Score(tokenizer.vocab_size, unit=" tokens", digits=0)
     scores: Scores = {"vocabulary": size}
     data = Postcards("held_out", settings.n, seed=UNSEEN_SEED)
@@ -58,9 +58,9 @@ def evaluate_tokenizer(folder: Path, settings: EvaluationSettings) -> Scores:
     return scores
 
 
-def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards_judge(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a judge of postcards, question by question, on unseen scenes."""
-    judge = Classifier.from_pretrained(folder)
+    judge = Classifier.from_pretrained(model)
     scores: Scores = {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -71,9 +71,9 @@ def evaluate_postcards_judge(folder: Path, settings: EvaluationSettings) -> Scor
     return scores
 
 
-def evaluate_postcards_clip(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards_clip(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score a CLIP of postcards: zero-shot classification, and retrieval in both directions."""
-    clip, tokenizer = CLIP.from_pretrained(folder), Tokenizer.from_pretrained(TOKENIZER)
+    clip, tokenizer = CLIP.from_pretrained(model), Tokenizer.from_pretrained(TOKENIZER)
     scores: Scores = {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -106,10 +106,10 @@ def retrieval(
     return Accuracy(int(exact.sum()), n), Accuracy(int(same.sum()), n)
 
 
-def evaluate_postcards_vae(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards_vae(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score an autoencoder on unseen postcards: PSNR and SSIM, and what a judge sees after it."""
     judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
-    vae = AutoencoderKL.from_pretrained(folder)
+    vae = AutoencoderKL.from_pretrained(model)
     scores: Scores = {}
     for split, name in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -130,7 +130,7 @@ def reconstructed(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return in_batches(lambda batch: vae.decode(vae.encode(batch)).clamp(-1, 1), images)
 
 
-def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
+def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Score text to image: a picture for each of n full captions, seen and held-out each.
 
     A judge says whether a picture shows what was asked. FID compares all of them with the real
@@ -146,7 +146,7 @@ def evaluate_postcards(folder: Path, settings: EvaluationSettings) -> Scores:
     cosines: dict[str, list[Tensor]] = {"": [], ", real postcards": [], ", captions of others": []}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
-        images, how = draw(folder, settings, data.full_captions)
+        images, how = draw(model, settings, data.full_captions)
         scores["samples"] = f"{settings.n:,} full captions of each kind, {how}; judge {name}"
         answers = classify(judge, images)
         right = answers == data.labels

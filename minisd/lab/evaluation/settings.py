@@ -14,6 +14,7 @@ from minisd.data.postcards import LAYERS, Split
 from minisd.device import best_device, device_name, seeded
 from minisd.lab.artist import Artist
 from minisd.lab.scores import Score, Scores
+from minisd.pretrained import locate
 from minisd.progress import progress
 from minisd.schedulers.settings import CONFIG_FILE
 from minisd.stable_diffusion import INDEX
@@ -43,7 +44,7 @@ class EvaluationSettings:
     judge: str | None = None
 
 
-Evaluation = Callable[[Path, EvaluationSettings], Scores]
+Evaluation = Callable[[str | Path, EvaluationSettings], Scores]
 
 
 class Drawn(NamedTuple):
@@ -54,16 +55,16 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    folder: Path,
+    model: str | Path,
     settings: EvaluationSettings,
     prompts: list[str] | None = None,
     maps: Tensor | None = None,
 ) -> Drawn:
-    """Draw one picture for each prompt, and for each map (n,h,w) if any, with a model's folder.
+    """Draw one picture for each prompt, and for each map (n,h,w) if any, with a model.
 
     A model that reads no prompts draws as many as the settings say.
     """
-    artist = Artist(str(folder), settings.sampler, best_device())
+    artist = Artist(str(model), settings.sampler, best_device())
     generator = seeded(settings.seed)
     n = settings.n if prompts is None else len(prompts)
     batches = artist.draw(prompts, n, settings.steps, generator, settings.guidance, maps=maps)
@@ -74,14 +75,15 @@ def draw(
     return Drawn(images, how)
 
 
-def speed(folder: Path, settings: EvaluationSettings) -> Scores:
+def speed(model: str | Path, settings: EvaluationSettings) -> Scores:
     """Return the median time of one picture, from its prompt to its pixels, the model loaded.
 
     A model without a scheduler does not draw: there is nothing to time, and no score.
     """
+    folder = locate(model, "", (CONFIG_FILE, INDEX))
     if not any((folder / file).is_file() for file in (CONFIG_FILE, INDEX)):
         return {}
-    artist = Artist(str(folder), settings.sampler, best_device())
+    artist = Artist(str(model), settings.sampler, best_device())
     prompts = None if artist.example is None else [artist.example]
     generator = seeded(settings.seed)
     times = []
