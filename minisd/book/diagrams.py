@@ -31,14 +31,14 @@ class Part:
 MAP = {
     "prompt": Part(8, 30, "prompt", WORDS, 70),
     "tokens": Part(104, 30, "tokens", WORDS, 70),
-    "text encoder": Part(200, 30, "text encoder", WORDS),
+    "text encoder": Part(192, 30, "text encoder", WORDS, 108),
     "noise": Part(200, 112, "noise", NOISE),
     "unet": Part(340, 30, "U-Net", NOISE),
     "scheduler": Part(340, 112, "scheduler", LATENTS),
     "decoder": Part(480, 112, "decoder", PIXELS, 80),
     "picture": Part(604, 112, "picture", PIXELS, 80),
     "encoder": Part(480, 196, "encoder", LATENTS, 80),
-    "training pictures": Part(592, 196, "training set", PIXELS, 94),
+    "training pictures": Part(584, 196, "training set", PIXELS, 104),
     "add noise": Part(340, 196, "add noise", NOISE),
 }
 ARROWS = (  # from, to; the third is True for what happens in training only
