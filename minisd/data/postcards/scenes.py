@@ -35,7 +35,8 @@ ATTRIBUTES = {
     "second_colour": ("none", *COLOUR_NAMES),
 }
 JUDGED = ("subject", "colour", "sky", "ground", "place")  # what a full caption names
-SECOND = ("second", "second_colour")  # and of a card that may hold two subjects, these
+SECOND = ("second", "second_colour")  # and of two subjects, these
+TWO = 0.0  # the share of cards with two subjects, of which the models learn
 COMPANIONS = {  # what each sky can hold
     "day": ("none", "sun", "birds", "clouds"),
     "sunset": ("none", "sun", "birds", "clouds"),
