@@ -197,6 +197,23 @@ def test_the_same_words_in_another_order_are_another_picture():
     assert (render(scene) - render(swapped)).abs().mean() > 0.02
 
 
+def test_exchanging_colours_or_sides():
+    data = Postcards("train", 200, two=1.0)
+    for what in ("colours", "sides"):
+        other = data.scenes.exchanged(what)
+        assert torch.equal(other.exchanged(what).labels, data.scenes.labels)
+        for scene, changed in zip(data.scenes, other, strict=True):
+            one, two = (scene.subject, scene.colour), (scene.second, scene.second_colour)
+            wanted = [two, one] if what == "sides" else [(one[0], two[1]), (two[0], one[1])]
+            assert two_named(caption(changed)) == (wanted, True)
+            assert sorted(caption(changed).split()) == sorted(caption(scene).split())
+            assert changed.sky == scene.sky and changed.seed == scene.seed
+    with pytest.raises(ValueError, match="nothing to exchange"):
+        Postcards("train", 5, two=0.0).scenes.exchanged("sides")
+    with pytest.raises(ValueError, match="got 'skies'"):
+        data.scenes.exchanged("skies")
+
+
 @pytest.mark.parametrize("attribute", JUDGED)
 def test_prompts_name_one_value_and_a_noun(attribute):
     values = prompts(attribute)

@@ -147,6 +147,23 @@ class Scenes(Sequence[Scene]):
         labels[:, names.index("place")] = ATTRIBUTES["place"].index("right")
         return Scenes(labels, self.seed)
 
+    def exchanged(self, what: Literal["colours", "sides"]) -> "Scenes":
+        """Return the scenes of two subjects with their colours exchanged, or their sides.
+
+        The words of a caption stay the same, and mean another picture. Raises ValueError for scenes
+        of one subject, and for another word.
+        """
+        if what not in ("colours", "sides"):
+            raise ValueError(f'what to exchange must be "colours" or "sides", got {what!r}')
+        if not bool((self.second > 0).all()):
+            raise ValueError("a scene of one subject has nothing to exchange")
+        labels, names = self.labels.clone(), list(ATTRIBUTES)
+        for first, second in zip(("subject", "colour"), SECOND, strict=True):
+            if what == "sides" or first == "colour":
+                labels[:, names.index(first)] = getattr(self, second) - 1
+                labels[:, names.index(second)] = getattr(self, first) + 1
+        return Scenes(labels, self.seed)
+
     def integer(self, name: str) -> Tensor:
         """Return one integer in [0, 2^32) per scene (n,), a function of its seed and of `name`."""
         return mix(self.seed ^ crc32(name.encode()))
