@@ -20,6 +20,7 @@ from minisd.data.postcards import (
     CLASSES,
     JUDGED,
     LAYERS,
+    SECOND,
     Postcards,
     Scene,
     Scenes,
@@ -28,7 +29,9 @@ from minisd.data.postcards import (
     draw,
     draw_scenes,
     is_held_out,
+    is_held_out_pair,
     masks,
+    pairs,
     render,
 )
 from minisd.data.postcards.captions import compose, prompts
@@ -138,6 +141,63 @@ def test_the_canonical_caption_and_the_generator(generator):
     assert texts == [caption(scene, again, full=True) for _ in range(20)] and len(set(texts)) > 10
 
 
+# Two subjects: what is where, read from the words in between
+
+NOUN = re.compile(
+    rf"(?:\b({'|'.join(ATTRIBUTES['colour'])}) )?"
+    rf"\b(sailing boat|hot-air balloon|{'|'.join(WORDS['subject'].values())})\b( tree)?"
+)
+KINDS = {word: kind for kind, words in WORDS["subject"].items() for word in words.split("|")}
+KINDS |= {"sailing boat": "boat", "hot-air balloon": "balloon"}
+
+
+def two_named(text):
+    """Return [(subject, colour or None), ...], the left one first, and whether the text says so."""
+    first, second = NOUN.finditer(text)
+    found = [(KINDS[match[2]], match[1]) for match in (first, second)]
+    between, after = text[first.end() : second.start()], text[second.end() :]
+    to_left = re.match(r" (to the )?left of an? | on the left and an? ", between)
+    to_right = re.match(r" (to the )?right of an? | on the right and an? ", between)
+    if re.search(r"on the (left|right) and", between):
+        assert after.startswith(" on the right" if to_left else " on the left"), text
+    return found[::-1] if to_right else found, bool(to_left or to_right)
+
+
+def test_captions_of_two_subjects_say_which_is_where():
+    data = Postcards("train", 3000, seed=1, two=1.0)
+    orders = Counter()
+    for scene, some, full, plain in zip(
+        data.scenes, data.captions, data.full_captions, data.canonical_captions, strict=True
+    ):
+        truth = [(scene.subject, scene.colour), (scene.second, scene.second_colour)]
+        for text in (full, plain):
+            assert two_named(text) == (truth, True), text
+        for text in (some, full, plain):
+            rest = named(text, ("sky", "ground", "companion"))
+            assert all(values <= {getattr(scene, name)} for name, values in rest.items()), text
+            assert re.fullmatch(r"[a-z-]+(,? [a-z-]+)*", text), text
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
+        if named(some)["subject"]:
+            found, ordered = two_named(some)
+            orders[ordered] += 1
+            possible = (truth,) if ordered else (truth, truth[::-1])
+            assert any(
+                all(name == kind and hue in (None, colour) for (name, hue), (kind, colour) in both)
+                for both in (list(zip(found, order, strict=True)) for order in possible)
+            ), some
+        assert named(full)["sky"] and named(full)["ground"]
+    assert orders[False] > 300 and orders[True] > 1500
+
+
+def test_the_same_words_in_another_order_are_another_picture():
+    scene = Scene("house", "red", place="left", second="tent", second_colour="green", seed=3)
+    swapped = replace(scene, subject="tent", colour="green", second="house", second_colour="red")
+    assert caption(scene) == "a red house left of a green tent on the grass by day"
+    assert sorted(caption(scene).split()) == sorted(caption(swapped).split())
+    assert two_named(caption(scene))[0] == two_named(caption(swapped))[0][::-1]
+    assert (render(scene) - render(swapped)).abs().mean() > 0.02
+
+
 @pytest.mark.parametrize("attribute", JUDGED)
 def test_prompts_name_one_value_and_a_noun(attribute):
     values = prompts(attribute)
@@ -181,6 +241,35 @@ def test_held_out_combinations_are_absent_from_200_000_training_scenes():
         assert drawn == held_out if split == "held_out" else not drawn & held_out
 
 
+def test_a_tenth_of_the_pairs_is_held_out_in_both_orders():
+    kinds = itertools.combinations(ATTRIBUTES["subject"], 2)
+    held_out = {frozenset(pair) for pair in kinds if is_held_out_pair(*pair)}
+    assert 0.08 < len(held_out) / 66 < 0.16
+    assert Counter(kind for pair in held_out for kind in pair).most_common(1)[0][1] <= 3
+    assert torch.equal(pairs("train"), pairs("test"))
+    assert len(pairs("all")) == len(pairs("all").unique(dim=0)) == 12 * 6 * 4 * 11 * 6
+    seen = {tuple(row) for row in combinations("train").tolist()}
+    for split in SPLITS:
+        drawn = draw_scenes(split, torch.arange(100_000), two=1.0)
+        rows = drawn.labels[:, [0, 1, 2, 8, 9]]
+        assert {tuple(r) for r in rows.tolist()} <= {tuple(r) for r in pairs(split).tolist()}
+        for subject, colour, sky, second, other in pairs(split).tolist():
+            assert {(subject, colour, sky), (second - 1, other - 1, sky)} <= seen
+            pair = {ATTRIBUTES["subject"][subject], ATTRIBUTES["second"][second]}
+            assert (pair in held_out) == (split == "held_out")
+
+
+def test_a_share_of_the_cards_holds_two_and_the_others_stay_the_same():
+    one, some = Postcards("train", 1000, seed=3), Postcards("train", 1000, seed=3, two=0.4)
+    double = some.scenes.second > 0
+    assert 350 < double.sum() < 450 and not one.scenes.second.any()
+    assert some.labels.shape == (1000, 7) and one.labels.shape == (1000, 5)
+    assert torch.equal(some.labels[~double, :5], one.labels[~double])
+    alone = (~double).nonzero().flatten()[:50]
+    assert torch.equal(some.images(alone), one.images(alone))
+    assert [some.captions[i] for i in alone] == [one.captions[i] for i in alone]
+
+
 @pytest.mark.slow
 def test_held_out_combinations_are_absent_from_200_000_training_captions():
     for text in set(Postcards("train", 200_000).captions):
@@ -211,9 +300,10 @@ def test_all_values_and_pairs_are_reached_and_balanced():
 
 @given(st.sampled_from(SPLITS), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
 def test_drawn_scenes_are_real_scenes(split, seed, start):
-    scenes = draw_scenes(split, torch.arange(start, start + 30), seed)
+    scenes = draw_scenes(split, torch.arange(start, start + 30), seed, two=0.5)
     for i, scene in enumerate(scenes):  # each passes the checks of Scene
-        assert is_held_out(scene.subject, scene.colour, scene.sky) == (split == "held_out")
+        held_out = split == "held_out" and scene.second == "none"
+        assert is_held_out(scene.subject, scene.colour, scene.sky) == held_out
         assert torch.equal(Scenes.of([scene]).labels, scenes[[i]].labels)
         assert torch.equal(Scenes.of([scene]).seed, scenes[[i]].seed)
 
@@ -228,6 +318,13 @@ def test_drawn_scenes_are_real_scenes(split, seed, start):
         (dict(sky="day", companion="moon"), "the day sky holds"),
         (dict(ground="sea", trees=1), "no trees"),
         (dict(subject="pine tree", trees=1), "no trees"),
+        (dict(place="left", second="boat", second_colour="red"), "a boat is only ever on the sea"),
+        (dict(place="left", second="tent"), "a second subject has a colour"),
+        (dict(second_colour="red"), "a second subject has a colour"),
+        (dict(place="left", second="house", second_colour="blue"), "'house' twice"),
+        (dict(second="tent", second_colour="blue"), "the first is on the left, got 'middle'"),
+        (dict(place="left", second="tent", second_colour="red", trees=1), "no trees around two"),
+        (dict(place="left", second="unicorn", second_colour="red"), "second must be one of"),
         (dict(seed=-1), "seed must be"),
         (dict(seed=2**32), "seed must be"),
     ],
@@ -244,6 +341,8 @@ def test_wrong_arguments_raise():
         Postcards("train", 0)
     with pytest.raises(ValueError, match="seed"):
         Postcards("train", 5, seed=2**32)
+    with pytest.raises(ValueError, match=r"share of cards .* got 1.5"):
+        Postcards("train", 5, two=1.5)
     with pytest.raises(ValueError, match="at least 8"):
         render(Scene(), 7)
 
@@ -278,7 +377,7 @@ def test_an_item_is_the_same_whatever_is_drawn_with_it():
 
 @pytest.mark.parametrize("size", [28, 37, 64])
 def test_batches_do_not_matter_at_any_size(size):
-    scenes = draw_scenes("train", torch.arange(30))
+    scenes = draw_scenes("train", torch.arange(30), two=0.5)
     image, label = draw(scenes, size)
     for i in range(30):
         one, where = draw(scenes[i], size)
@@ -312,7 +411,7 @@ def test_another_process_draws_the_same():
 
 
 def test_painting_changes_nothing_it_is_given():
-    scenes = draw_scenes("train", torch.arange(40))
+    scenes = draw_scenes("train", torch.arange(40), two=0.5)
     labels, seed, tables = scenes.labels.clone(), scenes.seed.clone(), COLOURS.clone()
     draw(scenes, 32)
     assert torch.equal(scenes.labels, labels) and torch.equal(scenes.seed, seed)
@@ -379,6 +478,23 @@ def test_the_subject_has_its_colour(world):
         if ATTRIBUTES["colour"][nearest.mode().values] != scene.colour:
             wrong.append(scene)
     assert len(wrong) < 0.005 * len(scenes), wrong
+
+
+def test_two_subjects_are_side_by_side_each_of_its_colour():
+    """In each half of the card, most pixels of the subject are of the colour that is asked there."""
+    data = Postcards("train", 400, seed=2, two=1.0)
+    images, where = draw(data.scenes, 64)
+    wrong = []
+    for scene, image, label in zip(data.scenes, images, where, strict=True):
+        for half, colour in ((slice(0, 32), scene.colour), (slice(32, 64), scene.second_colour)):
+            subject = label[:, half] == LABELS["subject"]
+            assert subject.sum() > 25
+            pixels = (image[:, :, half][:, subject].T + 1) / 2
+            six = (COLOURS * LIGHT[ATTRIBUTES["sky"].index(scene.sky)]).flatten(1)
+            nearest = torch.cdist(pixels, torch.cat([six, 0.76 * six])).argmin(1) % 6
+            if ATTRIBUTES["colour"][nearest.mode().values] != colour:
+                wrong.append((scene, colour))
+    assert len(wrong) < 0.01 * 800, wrong
 
 
 def test_boats_are_on_water_and_balloons_in_the_sky():

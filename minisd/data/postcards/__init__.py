@@ -10,15 +10,19 @@ from minisd.data.postcards.drawing import draw, masks, render
 from minisd.data.postcards.scenes import (
     ATTRIBUTES,
     JUDGED,
+    SECOND,
     Scene,
     Scenes,
     Split,
     combinations,
     draw_scenes,
     is_held_out,
+    is_held_out_pair,
+    pairs,
 )
 
 __all__ = [
-    "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "Scene", "Scenes", "Split",
-    "caption", "combinations", "draw", "draw_scenes", "is_held_out", "masks", "render",
+    "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "SECOND", "Scene", "Scenes", "Split",
+    "caption", "combinations", "draw", "draw_scenes", "is_held_out", "is_held_out_pair", "masks",
+    "pairs", "render",
 ]  # fmt: skip

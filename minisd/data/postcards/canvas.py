@@ -21,11 +21,12 @@ def rgb(*colours: str) -> Tensor:
 class Canvas:
     """Pictures being painted: `image` (n,3,h,w) in [0,1]; `label` (n,1,h,w), what is on top.
 
-    `label` may be None where no one asks for it.
+    `label` may be None where no one asks for it. `who` is whose numbers `vary` gives: of two
+    subjects, each has its own.
     """
 
-    def __init__(self, scenes: Scenes, image: Tensor, label: Tensor | None):
-        self.scenes, self.image, self.label = scenes, image, label
+    def __init__(self, scenes: Scenes, image: Tensor, label: Tensor | None, who: str = ""):
+        self.scenes, self.image, self.label, self.who = scenes, image, label, who
         self.size = image.shape[-1]
         self.x = ((torch.arange(self.size) + 0.5) / self.size).view(1, 1, 1, -1)
         self.y = 1 - self.x.view(1, 1, -1, 1)  # upwards
@@ -33,11 +34,21 @@ class Canvas:
     @cached_property
     def horizon(self) -> Tensor:
         """The height (n,1,1,1) at which the ground ends."""
-        return self.vary("horizon", 0.3, 0.4)
+        return self.shared("horizon", 0.3, 0.4)
 
-    def vary(self, name: str, low: float, high: float) -> Tensor:
+    def shared(self, name: str, low: float, high: float) -> Tensor:
         """Return one number per picture (n,1,1,1), a function of its seed and of `name`."""
         return (low + (high - low) * self.scenes.uniform(name)).view(-1, 1, 1, 1)
+
+    def vary(self, name: str, low: float, high: float) -> Tensor:
+        """Return what `shared` does, but for the second of two subjects another number."""
+        return self.shared(self.who + name, low, high)
+
+    def subjects(self) -> Iterator["Canvas"]:
+        """Give all pictures to paint the first subject on, then those that have a second."""
+        yield self
+        for part in self.where(~self.has("second", "none")):
+            yield Canvas(part.scenes.seconds(), part.image, part.label, "second ")
 
     def pick(self, table: Tensor, attribute: str) -> Tensor:
         """Look an attribute up in a table of colours (m,3,1,1) or of numbers (m,1,1,1)."""
@@ -56,7 +67,7 @@ class Canvas:
         """Give the pictures of these indices to paint on, if there are any, and take them back."""
         if len(rows):
             label = None if self.label is None else self.label.index_select(0, rows)
-            part = Canvas(self.scenes[rows], self.image.index_select(0, rows), label)
+            part = Canvas(self.scenes[rows], self.image.index_select(0, rows), label, self.who)
             yield part
             self.image.index_copy_(0, rows, part.image)
             if self.label is not None and label is not None:

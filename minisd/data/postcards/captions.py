@@ -35,6 +35,12 @@ ABOVE = {  # a balloon, and the sky itself
     "snow": ("above the snow", "over snowy ground"),
     "sea": ("above the sea", "over the water"),
 }
+TOGETHER = {  # two subjects, each standing, swimming or floating as it does
+    "grass": ("on the grass", "in a meadow"),
+    "sand": ("on the sand", "in the desert"),
+    "snow": ("in the snow", "on snowy ground"),
+    "sea": ("by the sea", "by the water"),
+}
 SKIES = {
     "day": ("by day", "in daylight", "under a blue sky"),
     "sunset": ("at sunset", "at dusk", "under a sunset sky"),
@@ -59,6 +65,11 @@ COMPANIONS = {
     "clouds": ("clouds", "two clouds"),
     "lightning": ("lightning", "a flash of lightning"),
 }
+ORDERS = (  # of two subjects, the one on the left first; each says which is where
+    "{0} left of {1}", "{0} to the left of {1}", "{1} right of {0}", "{1} to the right of {0}",
+    "{0} on the left and {1} on the right", "{1} on the right and {0} on the left",
+)  # fmt: skip
+SIDE_BY_SIDE = ("{0} and {1}", "{1} and {0}", "{0} beside {1}", "{1} next to {0}")  # none does
 TREES = ("", "a tree", "two trees", "three trees")
 FRAMES = ("", "", "", "a picture of ", "a postcard of ")
 
@@ -85,9 +96,10 @@ class Choices:
 def caption(scene: Scene, generator: torch.Generator | None = None, full: bool = False) -> str:
     """Describe a scene in lower-case English.
 
-    Without a generator, the canonical caption: "a red temple by the sea at sunset, on the left".
-    With one, synonyms, orders and companions vary, and half the captions leave things out; with
-    `full` as well, subject, colour, sky, ground and place are always named.
+    Without a generator, the canonical caption: "a red temple by the sea at sunset, on the left", or
+    "a red temple left of a blue tent on the grass by day". With one, synonyms, orders and
+    companions vary, and half the captions leave things out, but of two subjects neither; with
+    `full` as well, subjects, colours, sky, ground and place are always named.
     """
     if generator is None:
         return canonical(scene)
@@ -97,11 +109,16 @@ def caption(scene: Scene, generator: torch.Generator | None = None, full: bool =
 def canonical(scene: Scene) -> str:
     """Return the one full caption that every scene has, in the plainest words."""
     ground, sky, place = grounds(scene)[0], SKIES[scene.sky][0], PLACES[scene.place][0]
+    if scene.second != "none":
+        second = f"a {scene.second_colour} {scene.second}"
+        return f"a {scene.colour} {scene.subject} left of {second} {ground} {sky}"
     return f"a {scene.colour} {scene.subject} {ground} {sky}, {place}"
 
 
 def grounds(scene: Scene) -> tuple[str, ...]:
     """Return how to say where the subject stands, swims or floats."""
+    if scene.second != "none":
+        return TOGETHER[scene.ground]
     if scene.subject == "boat":
         return AFLOAT
     return (ABOVE if scene.subject == "balloon" else GROUNDS)[scene.ground]
@@ -117,11 +134,19 @@ def compose(scene: Scene, number: int, full: bool = False) -> str:
 
     if not everything and pick.chance(8):
         return f"{pick(SCENERY[scene.sky])} {pick(ABOVE[scene.ground])}"
-    size = pick(SIZES[scene.scale]) if pick.chance(3) else ""
-    colour = scene.colour if everything or not pick.chance(4) else ""
-    noun = with_article(f"{size} {colour} {pick(NOUNS[scene.subject])}")
+
+    def subject(noun: str, colour: str) -> str:
+        size = pick(SIZES[scene.scale]) if pick.chance(3) else ""
+        colour = colour if everything or not pick.chance(4) else ""
+        return with_article(f"{size} {colour} {pick(NOUNS[noun])}")
+
+    noun = subject(scene.subject, scene.colour)
     ground, sky = maybe(pick(grounds(scene))), maybe(pick(SKIES[scene.sky]))
     place = maybe(pick(PLACES[scene.place]))
+    if scene.second != "none":
+        in_order = everything or not pick.chance(2)
+        second = subject(scene.second, scene.second_colour)
+        noun, place = pick(ORDERS if in_order else SIDE_BY_SIDE).format(noun, second), ""
     company = []
     if scene.companion != "none" and pick.chance(3):
         company.append(pick(COMPANIONS[scene.companion]))

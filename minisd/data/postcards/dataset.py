@@ -8,31 +8,48 @@ from torch.utils.data import Dataset
 
 from minisd.data.postcards.captions import canonical, compose
 from minisd.data.postcards.drawing import masks, render
-from minisd.data.postcards.scenes import ATTRIBUTES, JUDGED, Scenes, Split, draw_scenes
+from minisd.data.postcards.scenes import (
+    ATTRIBUTES,
+    JUDGED,
+    SECOND,
+    Scenes,
+    Split,
+    draw_scenes,
+)
 
 
 class Postcards(Dataset):
-    """Postcards with labels: items are pairs (image (3,size,size) in [-1,1], labels (5,) int64).
+    """Postcards with labels: items are pairs (image (3,size,size) in [-1,1], labels (k,) int64).
 
-    The labels are the indices of subject, colour, sky, ground and place in ATTRIBUTES. `captions`,
+    The labels are the indices of subject, colour, sky, ground and place in ATTRIBUTES; a share of
+    `two` of the cards hold two subjects, and then there are seven, with the second and its colour.
+    `captions`,
     `full_captions`, `scenes` and `labels` are in the order of the items. Pictures are painted when
     they are asked for, a batch at once. Item i is a function of split, seed and i: a longer data
     set begins with the shorter one.
 
     "train" and "test" share the combinations of subject, colour and sky, and no scene; "held_out"
-    has the other tenth of the combinations. "all" has every combination, for a judge that is to be
-    fair to both. Raises ValueError for an unknown split, n < 1, a size below 8, or a seed outside
-    [0, 2^32).
+    has the other tenth of the combinations, and of two subjects the other tenth of the pairs. "all"
+    has every combination, for a judge that is to be fair to both. Raises ValueError for an unknown
+    split, n < 1, a size below 8, a seed outside [0, 2^32), or a share outside [0,1].
     """
 
     source = "postcards"
 
-    def __init__(self, split: Split = "train", n: int = 50_000, seed: int = 0, size: int = 64):
+    def __init__(
+        self,
+        split: Split = "train",
+        n: int = 50_000,
+        seed: int = 0,
+        size: int = 64,
+        two: float = 0.0,
+    ):
         if n < 1 or size < 8:
             raise ValueError(f"need n >= 1 and size >= 8, got n={n} and size={size}")
         self.size = size
-        self.scenes = draw_scenes(split, torch.arange(n), seed)
-        self.labels = torch.stack([getattr(self.scenes, name) for name in JUDGED], dim=1)
+        self.scenes = draw_scenes(split, torch.arange(n), seed, two)
+        names = (*JUDGED, *SECOND) if two else JUDGED
+        self.labels = torch.stack([getattr(self.scenes, name) for name in names], dim=1)
 
     def __len__(self) -> int:
         return len(self.scenes)

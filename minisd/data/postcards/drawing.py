@@ -85,34 +85,41 @@ def paint(canvas: Canvas) -> None:
             paint_companion(part)
     paint_ground(canvas)
     paint_trees(canvas)
-    sea = canvas.has("ground", "sea")
-    for part in canvas.where(~sea):
-        paint_shadow(part)
-    for part in canvas.where(sea & ~canvas.has("subject", "boat", "balloon")):
-        paint_island(part)
-    for part in canvas.where(
-        canvas.has("ground", "sea") & ~canvas.has("subject", "boat", "balloon")
-    ):
-        paint_island(part)
-    paint_subject(canvas)
-    for part in canvas.where(sea):
+    for subject in canvas.subjects():
+        sea = subject.has("ground", "sea")
+        for part in subject.where(~sea):
+            paint_shadow(part)
+        for _ in range(2):
+            for part in subject.where(sea & ~subject.has("subject", "boat", "balloon")):
+                paint_island(part)
+    for subject in canvas.subjects():
+        paint_subject(subject)
+    for part in canvas.where(canvas.has("ground", "sea")):
         paint_water(part, shore(part))
     for part in canvas.where(canvas.has("sky", "storm")):
         paint_weather(part)
 
 
 def standing(canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where the subject stands, x and y, and its scale, about its height: (n,1,1,1) each."""
+    """Return where the subject stands, x and y, and its scale, about its height: (n,1,1,1) each.
+
+    Two subjects stand in one line, and each is 0.85 times the size of one alone.
+    """
     x = canvas.pick(PLACE, "place") + canvas.vary("x", -0.04, 0.04)
-    y = canvas.horizon - canvas.vary("y", 0.06, 0.13)
-    return x, y, canvas.pick(SCALE, "scale") * canvas.vary("scale", 0.95, 1.05)
+    y = canvas.horizon - canvas.shared("y", 0.06, 0.13)
+    share = torch.tensor(1.0).where(canvas.has("second", "none"), torch.tensor(0.85))
+    return x, y, share * canvas.pick(SCALE, "scale") * canvas.vary("scale", 0.95, 1.05)
 
 
 def shore(canvas: Canvas) -> Tensor:
-    """Return the height (n,1,1,1) of the water's edge, where mirror images begin."""
-    _, y, scale = standing(canvas)
-    edge = y.where(canvas.has("subject", "boat"), y - 0.06 * scale)
-    return canvas.horizon.where(canvas.has("subject", "balloon"), edge)
+    """Return the height (n,1,1,1) of the water's edge, where mirror images begin: the lowest."""
+    edges = []
+    for subject in (canvas, Canvas(canvas.scenes.seconds(), canvas.image, None, "second ")):
+        _, y, scale = standing(subject)
+        edge = y.where(subject.has("subject", "boat"), y - 0.06 * scale)
+        edges.append(canvas.horizon.where(subject.has("subject", "balloon"), edge))
+    first, second = edges
+    return first.where(canvas.has("second", "none"), first.minimum(second))
 
 
 def paint_shadow(canvas: Canvas) -> None:

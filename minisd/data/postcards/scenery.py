@@ -23,7 +23,8 @@ WHITE, PALE = rgb("ffffff"), rgb("fff3cf")
 
 def open_x(canvas: Canvas) -> Tensor:
     """Return where in the sky (n,1,1,1) the subject does not hide things."""
-    return canvas.pick(OPEN_X, "place") + canvas.vary("sky x", -0.07, 0.07)
+    between = canvas.pick(OPEN_X, "place").where(canvas.has("second", "none"), torch.tensor(0.5))
+    return between + canvas.vary("sky x", -0.07, 0.07)
 
 
 def paint_sky(canvas: Canvas) -> None:
