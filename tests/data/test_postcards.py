@@ -20,7 +20,6 @@ from minisd.data.postcards import (
     CLASSES,
     JUDGED,
     LAYERS,
-    SECOND,
     Postcards,
     Scene,
     Scenes,
@@ -481,7 +480,7 @@ def test_the_subject_has_its_colour(world):
 
 
 def test_two_subjects_are_side_by_side_each_of_its_colour():
-    """In each half of the card, most pixels of the subject are of the colour that is asked there."""
+    """In each half of the card, most pixels of the subject have the colour asked for there."""
     data = Postcards("train", 400, seed=2, two=1.0)
     images, where = draw(data.scenes, 64)
     wrong = []
