@@ -38,7 +38,7 @@ def describe_run(
         "model": {"class": type(model).__name__, **fields},
         "settings": asdict(settings),
         "precision": accelerator.mixed_precision,
-        "channels_last": channels_last(model),  # sums in another order round otherwise
+        "channels_last": channels_last(model),  # other orders of a sum round otherwise
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,  # each draws other numbers from one seed
     }
@@ -50,8 +50,10 @@ def channels_last(model: nn.Module) -> bool:
 
     Those of 1x1 are in both orders at once and do not count.
     """
-    order = torch.channels_last
-    return any(p.is_contiguous(memory_format=order) > p.is_contiguous() for p in model.parameters())
+    return any(
+        p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in model.parameters()
+    )
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
@@ -110,7 +112,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         what = "a checkpoint of an older version" if "settings" in metadata else "no checkpoint"
         raise ValueError(f"{path} is {what}, which does not say how to resume: use another folder")
     facts = {"timings": {}} | {key: json.loads(part) for key, part in metadata.items()}
-    facts["run"].setdefault("channels_last", False)  # the first had no other order
+    facts["run"].setdefault("channels_last", False)  # as all were at first
     return tensors, facts
 
 

@@ -42,8 +42,8 @@ class Way:
 
     def order(self, model: nn.Module) -> nn.Module:
         """Bring the weights of a model into this order, in place, and return it."""
-        last = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(memory_format=last)  # pyright: ignore[reportCallIssue]  torch's own types
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(memory_format=order)  # pyright: ignore[reportCallIssue]  torch's own types
 
 
 def wished(precision: str, channels_last: bool) -> Way | None:
@@ -61,11 +61,12 @@ def ways(model: nn.Module, device: torch.device) -> list[Way]:
     """Return those that may be the fastest: none that the device emulates, or that MPS lacks."""
     if device.type == "mps":
         return [Way()]
-    fast = has_bfloat16(device)
+    half = has_bfloat16(device)
     if device.type == "cpu":
-        fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    orders = (False, True) if any(p.ndim == 4 for p in model.parameters()) else (False,)
-    return [Way(name, last) for name in ("no", "bf16")[: 1 + fast] for last in orders]
+        half = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    pictures = any(p.ndim == 4 for p in model.parameters())  # else there is but one order
+    precisions, orders = ["no", "bf16"] if half else ["no"], [False, True] if pictures else [False]
+    return [Way(precision, last) for precision in precisions for last in orders]
 
 
 def milliseconds(
