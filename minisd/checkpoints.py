@@ -38,10 +38,22 @@ def describe_run(
         "model": {"class": type(model).__name__, **fields},
         "settings": asdict(settings),
         "precision": accelerator.mixed_precision,
+        "channels_last": channels_last(model),  # other orders of a sum round otherwise
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,  # each draws other numbers from one seed
     }
     return json.loads(json.dumps(run, default=str))
+
+
+def channels_last(model: nn.Module) -> bool:
+    """Whether any weights of the model lie in memory with the channels last.
+
+    Those of 1x1 are in both orders at once and do not count.
+    """
+    return any(
+        p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in model.parameters()
+    )
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
@@ -64,10 +76,12 @@ def save_checkpoint(
     ema: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
+    timings: dict[str, float] | None = None,
 ) -> None:
     """Write weights, average, optimiser state and log into one file, whole or not at all.
 
-    `run` is what `describe_run` returns; the `scaler` is that of fp16.
+    `run` is what `describe_run` returns; the `scaler` is that of fp16. Whatever the order of the
+    weights in memory, in the file the channels come first.
     """
     tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
     tensors |= {f"ema.{key}": tensor for key, tensor in ema.state_dict().items()}
@@ -77,11 +91,29 @@ def save_checkpoint(
     for key, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
         tied = memory in memories  # safetensors wants memory of its own for each tensor
-        tensors[key] = tensor.detach().clone() if tied else tensor.detach().contiguous()
+        tensor = tensor.detach().contiguous()
+        tensors[key] = tensor.clone() if tied else tensor
         memories.add(memory)
-    parts = {"run": run, "log": log, "scaler": scaler.state_dict() if scaler else None}
+    parts = {"run": run, "log": log, "timings": timings or {}}
+    parts["scaler"] = scaler.state_dict() if scaler else None
     with replacing(path) as temporary:
         save_file(tensors, temporary, {key: json.dumps(part) for key, part in parts.items()})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint, and what it says beside: run, log, timings, scaler.
+
+    Raises ValueError if the file is damaged or no checkpoint.
+    """
+    tensors = read_tensors(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if "run" not in metadata:
+        what = "a checkpoint of an older version" if "settings" in metadata else "no checkpoint"
+        raise ValueError(f"{path} is {what}, which does not say how to resume: use another folder")
+    facts = {"timings": {}} | {key: json.loads(part) for key, part in metadata.items()}
+    facts["run"].setdefault("channels_last", False)  # as all were at first
+    return tensors, facts
 
 
 def load_checkpoint(
@@ -97,13 +129,8 @@ def load_checkpoint(
     Raises ValueError if the file is damaged or no checkpoint, or if its run differs from `run`: it
     says in what.
     """
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    if "run" not in metadata:
-        what = "a checkpoint of an older version" if "settings" in metadata else "no checkpoint"
-        raise ValueError(f"{path} is {what}, which does not say how to resume: use another folder")
-    found = differences(json.loads(metadata["run"]), run)
+    tensors, facts = read_checkpoint(path)
+    found = differences(facts["run"], run)
     if found:
         raise ValueError(
             f"{path} belongs to another run: {'; '.join(found)}. Resume with what the checkpoint "
@@ -123,6 +150,8 @@ def load_checkpoint(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for p, kept in optimizer.state.items():  # in the order in memory that the weights have
+        kept |= {key: torch.empty_like(p).copy_(t) for key, t in kept.items() if t.ndim == 4}
     if scaler is not None:
-        scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return json.loads(metadata["log"])
+        scaler.load_state_dict(facts["scaler"])
+    return facts["log"]

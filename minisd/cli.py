@@ -31,6 +31,7 @@ app = typer.Typer(
 class Precision(StrEnum):
     """What the networks compute in while training."""
 
+    auto = "auto"
     no = "no"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -100,7 +101,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
-    precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Mixed precision; auto times some steps and takes the fastest."),
+    ] = Precision.auto,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="The weights' order in memory; auto chooses it.")
+    ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Train what it builds on before, and use that.")
     ] = False,
@@ -117,7 +124,7 @@ def train(
     with preferring(out.parent) if everything else nullcontext():
         for part, folder in plan:
             wish = steps if part.steps or part is wanted else None
-            loop = run(part, folder, wish, seed, resume, precision.value)
+            loop = run(part, folder, wish, seed, resume, precision.value, channels_last)
             taken = 0
             with progress(total=wish or part.steps, unit="step", mininterval=1, delay=0.1) as bar:
                 for step in loop:

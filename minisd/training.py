@@ -3,7 +3,8 @@
 Everything random in a run is a function of its seed and of the step: the order of the images, the
 noise, the timesteps. So a checkpoint needs no random state, and a run that was killed and resumed
 ends with the weights that it would have had. It resumes only as the same run: a checkpoint says
-what else decides the weights (data, model, precision, processes), and fits no other run.
+what else decides the weights (data, model, precision, the order of the weights in memory,
+processes), and fits no other run.
 """
 
 import copy
@@ -164,13 +165,16 @@ def train(
     accelerator: Accelerator | None = None,
     spent: float = 0.0,
     recipe: str | None = None,
+    timings: dict[str, float] | None = None,
 ) -> Iterator[TrainingStep]:
     """Train `model` in place and yield after every step; a `for` loop around it is all it needs.
 
     `loss_function(model, batch, generator)` returns a scalar. With a `checkpoint` path the run
     saves itself there every `save_every` steps, and resumes from there if the file exists; `recipe`
-    is its name in the file. Runs on one device, or on several processes under accelerate. The log
-    counts seconds from `spent`, those of the preparation.
+    is its name in the file, where `timings` are kept as well: how the precision was chosen. The
+    weights stay in the order in memory in which they come: channels first or last. Runs on one
+    device, or on several processes under accelerate. The log counts seconds from `spent`, those of
+    the preparation.
 
     Raises ValueError if the data set is smaller than a batch, if the checkpoint is damaged or
     belongs to another run, or if the accelerator accumulates gradients; FloatingPointError if the
@@ -230,5 +234,5 @@ def train(
             losses.clear()
         if checkpoint is not None and (done % settings.save_every == 0 or last):
             if accelerator.is_main_process:
-                save_checkpoint(checkpoint, run, log, *parts)
+                save_checkpoint(checkpoint, run, log, *parts, timings)
         yield TrainingStep(done, loss, learning_rate, ema.model, log)

@@ -354,6 +354,10 @@ def test_no_two_draws_share_a_seed():
 # Checkpoints
 
 
+def channels_last():
+    return fresh().to(memory_format=torch.channels_last)
+
+
 @pytest.fixture(scope="module")
 def straight(toy, tmp_path_factory):
     """Runs without a break, one for each optimiser: (checkpoint, model, last step)."""
@@ -378,6 +382,50 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(toy, tmp_path, straight, stop, 
     (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (path, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert log_a == log_b and run_a == run_b and run_a["settings"] == asdict(settings)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+def test_a_resumed_run_with_channels_last_ends_bit_for_bit_the_same(toy, tmp_path, optimizer):
+    settings = replace(SETTINGS, optimizer=optimizer)
+    straight, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    model, step = run(toy, settings, straight, model=channels_last())
+    run(toy, settings, broken, 7, model=channels_last())
+    resumed, last = run(toy, settings, broken, model=channels_last())
+    assert same(model, resumed) and same(step.ema, last.ema)
+    (a, log_a, run_a), (b, log_b, run_b) = map(tensors_and_log, (straight, broken))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert log_a == log_b and run_a == run_b and run_a["channels_last"]
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+def test_the_order_in_memory_changes_nothing_in_the_file(toy, tmp_path, straight, optimizer):
+    path, settings = tmp_path / "c.safetensors", replace(SETTINGS, optimizer=optimizer)
+    model, step = run(toy, settings, path, model=channels_last())
+    (a, _, run_a), (b, _, run_b) = map(tensors_and_log, (straight[optimizer][0], path))
+    assert {key: t.shape for key, t in a.items()} == {key: t.shape for key, t in b.items()}
+    assert run_a == run_b | {"channels_last": False} != run_b
+    for name, net in (("model", model), ("ema", step.ema)):
+        assert minisd.checkpoints.channels_last(net)
+        assert all(torch.equal(t, b[f"{name}.{key}"]) for key, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+def test_what_the_optimizer_remembers_lies_as_the_weights_do(toy, tmp_path, optimizer):
+    path, model = tmp_path / "c.safetensors", channels_last()
+    run(toy, replace(SETTINGS, optimizer=optimizer), path, 4, model=model)
+    new = minisd.training.OPTIMIZERS[optimizer](model.parameters(), 1e-3)
+    _, facts = minisd.checkpoints.read_checkpoint(path)
+    minisd.checkpoints.load_checkpoint(path, facts["run"], model, fresh(), new)
+    strides = [
+        (t.stride(), p.stride())
+        for p, state in new.state.items()
+        for t in state.values()
+        if t.shape == p.shape
+    ]
+    assert len(strides) > 20 and all(ours == theirs for ours, theirs in strides)
+    assert not all(t.is_contiguous() for state in new.state.values() for t in state.values()), (
+        "nothing is compared"
+    )
 
 
 def test_a_complete_run_yields_its_end_when_it_is_resumed(toy, tmp_path):
@@ -434,6 +482,22 @@ def test_a_checkpoint_of_another_model_is_refused(toy, path):
     message = r"model.channels is \[8, 8\] in the checkpoint, \[8, 16\] in this run"
     with pytest.raises(ValueError, match=message):
         run(toy, checkpoint=path, model=other)
+
+
+def test_a_checkpoint_in_another_order_is_refused(toy, path):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="channels_last is False in the checkpoint, True in this"):
+        run(toy, checkpoint=path, model=channels_last())
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_that_names_no_order_has_the_channels_first(toy, path, straight):
+    tensors, log, described = tensors_and_log(path)
+    del described["channels_last"]
+    log = [{**row, "seconds": 1.0} for row in log]
+    save_file(tensors, path, {"run": json.dumps(described), "log": json.dumps(log)})
+    resumed, _ = run(toy, checkpoint=path)
+    assert same(resumed, straight["AdamW"][1])
 
 
 def other_run(toy, **change):
@@ -567,6 +631,17 @@ def test_shared_weights_are_saved_and_resumed(tmp_path):
     resumed, step = run(data, model=Tied(), loss=loss, checkpoint=path)
     assert same(straight, resumed)
     assert resumed.a.weight is resumed.b.weight and step.ema.a.weight is step.ema.b.weight
+
+
+def test_shared_weights_with_channels_last_are_saved(tmp_path):
+    path, layer = tmp_path / "c.safetensors", nn.Conv2d(3, 3, 3)
+    model = nn.Sequential(layer, layer).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters())
+    minisd.checkpoints.save_checkpoint(path, {}, [], model, model, optimizer)
+    saved = load_file(path)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(saved[f"model.{key}"], tensor)
+        assert torch.equal(saved[f"ema.{key}"], tensor)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])

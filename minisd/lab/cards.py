@@ -12,15 +12,23 @@ from minisd.checkpoints import describe_run
 from minisd.data.postcards import Postcards
 from minisd.device import device_name, processor
 from minisd.files import read_json, replacing, write_json
+from minisd.lab.precision import Way, compared
 from minisd.lab.scores import Scores, as_json, scores_of
 from minisd.tokenizer import Tokenizer
 from minisd.training import TrainingSettings, TrainingStep
 
 
 def network_record(
-    state: TrainingStep, dataset: Any, settings: TrainingSettings, accelerator: Accelerator
+    state: TrainingStep,
+    dataset: Any,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    times: dict[str, float],
 ) -> dict[str, Any]:
-    """Return what `training.json` says of a network after the last step of its training."""
+    """Return what `training.json` says of a network after the last step of its training.
+
+    `times` are those that precision and order in memory were chosen by, {} if they were not.
+    """
     run = describe_run(state.ema, dataset, settings, accelerator)
     return {
         "data": run["data"],
@@ -33,6 +41,8 @@ def network_record(
             "images": settings.steps * settings.batch_size,
             "machine": machine(accelerator),
             "precision": run["precision"],
+            "channels_last": run["channels_last"],
+            "milliseconds": times,
             "processes": run["processes"],
         },
         "log": state.log,
@@ -84,6 +94,8 @@ def write_card(folder: str | Path) -> None:
 def describe_training(training: dict[str, Any]) -> list[str]:
     """Say how a network was trained, in the lines of its card."""
     cost, settings = training["cost"], training["settings"]
+    way = Way(cost["precision"], cost.get("channels_last", False))
+    times = cost.get("milliseconds")  # the first cards have no times and no order in memory
     optimizer = settings.get("optimizer", "AdamW")
     model = dict(training.get("model", {}))  # the first cards did not name it
     name = model.pop("class", None)
@@ -91,7 +103,9 @@ def describe_training(training: dict[str, Any]) -> list[str]:
     return [
         f"- data: {training['data']}, {training['examples']:,} training images",
         f"- recipe: `minisd train {training['recipe']} --seed {settings['seed']}"
-        f" --steps {settings['steps']} --precision {cost['precision']}`",
+        f" --steps {settings['steps']} --precision {way.precision}"
+        f"{' --channels-last' * way.channels_last}`",
+        *([f"- fastest here: {compared(way, times)}"] if times else []),
         f"- parameters: {training['parameters']:,}",
         *([f"- model: {name}({config})"] if name else []),
         f"- cost: {cost['seconds'] / 60:.1f} minutes on {cost['machine']}; "

@@ -26,6 +26,7 @@ from minisd.files import writable_folder, write_json
 from minisd.lab import evaluation
 from minisd.lab.cards import commit, network_record, tokenizer_record, write_card
 from minisd.lab.evaluation import Evaluation
+from minisd.lab.precision import Way, choose, wished
 from minisd.losses import (
     LossFunction,
     autoencoder_loss,
@@ -177,33 +178,39 @@ def run(
     seed: int | None = None,
     resume: bool = False,
     mixed_precision: str = "no",
+    channels_last: bool = False,
 ) -> Iterator[TrainingStep]:
     """Follow a recipe, yielding every step; at the end `folder` holds the model, log and card.
 
-    `mixed_precision` is accelerate's: "no", "bf16" or (on a GPU) "fp16". The weights kept are the
-    moving average, in half precision. Raises ValueError if the folder cannot be written, holds a
-    run already and `resume` is not set, or holds another run; and what `train` raises.
+    `mixed_precision` is accelerate's: "no", "bf16" or (on a GPU) "fp16"; `channels_last` says how
+    the weights lie in memory. "auto" goes on as the run began; at its beginning it times a few
+    steps of each, takes the fastest, and says so in a warning. The weights kept are the moving
+    average, in half precision. Raises ValueError if the folder cannot be written, holds a run
+    already and `resume` is not set, or holds another run; and what `train` raises.
     """
+    wish = wished(mixed_precision, channels_last)
     recipe = recipe.changed(steps, seed)
     settings, folder = recipe.settings, writable_folder(folder)
     if not resume and any((folder / file).exists() for file in (CHECKPOINT, recipe.output)):
         raise ValueError(f"{folder} holds a run already: add --resume, or choose another folder")
-    accelerator = new_accelerator(mixed_precision)
+    accelerator = new_accelerator((wish or Way()).precision)
     made_by = commit()  # now: the files may change while the run lasts
     start = time.perf_counter()
     dataset = recipe.dataset()  # where pictures are encoded, that takes a while
-    spent = time.perf_counter() - start
     with torch.random.fork_rng():  # initial weights are drawn by torch's global generator
         torch.random.manual_seed(settings.seed if settings else 0)
         model, loss, save = recipe.build(accelerator.device)
     if settings and loss:
         checkpoint, name = folder / CHECKPOINT, recipe.name
-        states = train(model, loss, dataset, settings, checkpoint, accelerator, spent, name)
+        way, times = choose(wish, checkpoint, model, loss, dataset, settings, accelerator)
+        model, accelerator = way.order(model), new_accelerator(way.precision)
+        spent = time.perf_counter() - start
+        states = train(model, loss, dataset, settings, checkpoint, accelerator, spent, name, times)
         yield (state := next(states))  # there is at least one
         for state in states:
             yield state
         model = state.ema
-        record = network_record(state, dataset, settings, accelerator)
+        record = network_record(state, dataset, settings, accelerator, times)
     else:
         record = tokenizer_record(model, dataset, time.perf_counter() - start)
     if accelerator.is_main_process:

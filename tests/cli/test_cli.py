@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from minisd.book.plots import image_grid
 from minisd.cli import main
 from minisd.data.digits import uci_digits
 from minisd.data.postcards import Postcards
+from minisd.lab.precision import Way
 from minisd.lab.recipes import RECIPES, run
 from minisd.maps import MapPipeline, paint_maps
 from minisd.pretrained import bundled
@@ -123,6 +125,27 @@ def test_train_saves_a_model_and_says_where(command, tmp_path):
     status, out, _ = command("train", "tiny-classifier", "--out", "there")
     assert status == 0 and out == "tiny-classifier: 10 steps done, saved in there\n"
     assert (tmp_path / "there" / "model.safetensors").exists()
+
+
+def test_train_takes_what_is_fastest_here_and_says_so(command, monkeypatch):
+    """The clock says that each step took ten seconds more than the one before."""
+    monkeypatch.setattr("minisd.lab.precision.WORTH_IT", 10)
+    monkeypatch.setattr("minisd.lab.precision.ways", lambda *_: [Way("bf16", True), Way()])
+    ticks = accumulate(range(10, 90, 10))
+    monkeypatch.setattr("minisd.lab.precision.perf_counter", lambda: next(ticks))
+    status, out, err = command("train", "tiny-classifier", "--out", "there")
+    assert status == 0 and out == "tiny-classifier: 10 steps done, saved in there\n"
+    assert err == "minisd: note: bf16, channels last: 30000 ms a step; float32 70000\n"
+    assert "--precision bf16 --channels-last`" in Path("there", "card.md").read_text()
+    assert command("train", "tiny-classifier", "--out", "there", "--resume") == (0, out, "")
+
+
+def test_train_takes_what_is_asked_for(command):
+    options = ("--precision", "bf16", "--channels-last")
+    assert command("train", "tiny-classifier", "--out", "there", *options)[0] == 0
+    assert "--precision bf16 --channels-last`" in Path("there", "card.md").read_text()
+    line = one_line(*command("train", "tiny-classifier", "--channels-last"))
+    assert "auto chooses the order in memory as well" in line
 
 
 def test_a_bar_shows_how_far_it_is(command, model, monkeypatch):
