@@ -12,38 +12,23 @@ from minisd.data.postcards.scenes import (
     ATTRIBUTES,
     JUDGED,
     SECOND,
-<<<<<<< HEAD
     TWO,
-=======
->>>>>>> precision
     Scenes,
     Split,
     draw_scenes,
 )
-<<<<<<< HEAD
 
 QUESTIONS = (*JUDGED, *SECOND) if TWO else JUDGED
 CLASSES = tuple((name, len(ATTRIBUTES[name])) for name in QUESTIONS)  # what a judge is asked
-=======
->>>>>>> precision
 
 
 class Postcards(Dataset):
     """Postcards with labels: items are pairs (image (3,size,size) in [-1,1], labels (k,) int64).
 
-<<<<<<< HEAD
     The labels answer the k questions of CLASSES, as indices in ATTRIBUTES. A share of `two` of the
     cards holds two subjects. `captions`, `full_captions`, `scenes` and `labels` are in the order of
     the items. Pictures are painted when they are asked for, a batch at once. Item i is a function
     of split, seed and i: a longer data set begins with the shorter one.
-=======
-    The labels are the indices of subject, colour, sky, ground and place in ATTRIBUTES; a share of
-    `two` of the cards hold two subjects, and then there are seven, with the second and its colour.
-    `captions`,
-    `full_captions`, `scenes` and `labels` are in the order of the items. Pictures are painted when
-    they are asked for, a batch at once. Item i is a function of split, seed and i: a longer data
-    set begins with the shorter one.
->>>>>>> precision
 
     "train" and "test" share the combinations of subject, colour and sky, and no scene; "held_out"
     has the other tenth of the combinations, and of two subjects the other tenth of the pairs. "all"
@@ -59,22 +44,13 @@ class Postcards(Dataset):
         n: int = 50_000,
         seed: int = 0,
         size: int = 64,
-<<<<<<< HEAD
         two: float = TWO,
-=======
-        two: float = 0.0,
->>>>>>> precision
     ):
         if n < 1 or size < 8:
             raise ValueError(f"need n >= 1 and size >= 8, got n={n} and size={size}")
         self.size = size
         self.scenes = draw_scenes(split, torch.arange(n), seed, two)
-<<<<<<< HEAD
         self.labels = torch.stack([getattr(self.scenes, name) for name, _ in CLASSES], dim=1)
-=======
-        names = (*JUDGED, *SECOND) if two else JUDGED
-        self.labels = torch.stack([getattr(self.scenes, name) for name in names], dim=1)
->>>>>>> precision
 
     def __len__(self) -> int:
         return len(self.scenes)

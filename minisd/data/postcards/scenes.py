@@ -35,12 +35,8 @@ ATTRIBUTES = {
     "second_colour": ("none", *COLOUR_NAMES),
 }
 JUDGED = ("subject", "colour", "sky", "ground", "place")  # what a full caption names
-<<<<<<< HEAD
 SECOND = ("second", "second_colour")  # and of two subjects, these
 TWO = 0.0  # the share of cards with two subjects, of which the models learn
-=======
-SECOND = ("second", "second_colour")  # and of a card that may hold two subjects, these
->>>>>>> precision
 COMPANIONS = {  # what each sky can hold
     "day": ("none", "sun", "birds", "clouds"),
     "sunset": ("none", "sun", "birds", "clouds"),
@@ -151,7 +147,6 @@ class Scenes(Sequence[Scene]):
         labels[:, names.index("place")] = ATTRIBUTES["place"].index("right")
         return Scenes(labels, self.seed)
 
-<<<<<<< HEAD
     def exchanged(self, what: Literal["colours", "sides"]) -> "Scenes":
         """Return the scenes of two subjects with their colours exchanged, or their sides.
 
@@ -169,8 +164,6 @@ class Scenes(Sequence[Scene]):
                 labels[:, names.index(second)] = getattr(self, first) + 1
         return Scenes(labels, self.seed)
 
-=======
->>>>>>> precision
     def integer(self, name: str) -> Tensor:
         """Return one integer in [0, 2^32) per scene (n,), a function of its seed and of `name`."""
         return mix(self.seed ^ crc32(name.encode()))
