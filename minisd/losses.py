@@ -55,28 +55,31 @@ def diffusion_loss(
 def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
     """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
 
-    The padding that all texts share is cut off: it comes last and no token looks ahead, so the loss
+    A third entry holds the ids (k,n) of texts that are true of none of them, and compete with the
+    true ones: hard negatives, as in Yuksekgonul et al. 2023, section 4. The padding that all texts share is cut off: it comes last and no token looks ahead, so the loss
     stays the same. Nothing is drawn at random. Raises ValueError where several processes share a
     batch: each would compare its own pairs only.
     """
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ValueError("CLIP compares all pairs of a batch with each other: use one process")
-    images, ids = batch
+    images, *texts = batch
+    ids = torch.cat(texts)
     longest = int((ids != ids[:, -1:]).sum(dim=1).max()) + 1
     return contrastive_loss(model(images, ids[:, :longest]))
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """Return the symmetric cross-entropy of logits (b,b), whose diagonal holds the true pairs.
+    """Return the symmetric cross-entropy of logits (b,m), whose diagonal holds the true pairs.
 
-    Each image must find its text among all, and each text its image. Radford et al. 2021, fig. 3.
-    Raises ValueError if the logits are not square.
+    Each image must find its text among all m, and each of the first b texts its image. Radford et
+    al. 2021, fig. 3. Raises ValueError for fewer texts than images.
     """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"logits must be (b, b), one text per image, got {tuple(logits.shape)}")
+    if logits.ndim != 2 or logits.shape[0] > logits.shape[1]:
+        raise ValueError(f"logits must be (b, m), m >= b texts, got {tuple(logits.shape)}")
     pairs = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+    true = logits[:, : len(logits)]
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(true.T, pairs)) / 2
 
 
 def classifier_loss(

@@ -140,9 +140,16 @@ def test_the_contrastive_loss_of_perfect_of_chance_and_of_collapse():
         assert loss.item() == pytest.approx(math.log(16), abs=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (4,), (2, 3, 3)])
-def test_the_contrastive_loss_needs_one_text_per_image(shape):
-    with pytest.raises(ValueError, match="one text per image"):
+def test_texts_that_are_true_of_no_image_compete_for_the_images_alone(generator):
+    logits = torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    of_images = -logits.log_softmax(dim=1).diag().mean()
+    of_texts = -logits[:, :4].log_softmax(dim=0).diag().mean()
+    assert contrastive_loss(logits).item() == pytest.approx((of_images + of_texts).item() / 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4,), (2, 3, 3)])
+def test_the_contrastive_loss_needs_a_text_for_each_image(shape):
+    with pytest.raises(ValueError, match="m >= b texts"):
         contrastive_loss(torch.zeros(shape))
 
 
@@ -159,6 +166,14 @@ def test_the_loss_of_clip_cuts_off_the_padding_that_all_texts_share(clip, genera
     ids[1, :7] = 3  # no room is left
     clip_loss(clip, [images, ids], generator)
     assert read[-1] == (3, 8)
+
+
+def test_clip_reads_the_wrong_texts_of_a_batch_as_well(clip, generator):
+    images, ids = torch.randn(3, 3, 12, 12, generator=generator), torch.full((5, 8), 49)
+    ids[:, :3] = torch.randint(1, 49, (5, 3), generator=generator)
+    loss = clip_loss(clip, [images, ids[:3], ids[3:]], generator)
+    assert loss.item() == pytest.approx(contrastive_loss(clip(images, ids)).item(), abs=1e-6)
+    assert loss > clip_loss(clip, [images, ids[:3]], generator)
 
 
 def test_clip_does_not_split_its_batch(clip, generator, tmp_path):

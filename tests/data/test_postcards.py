@@ -208,6 +208,10 @@ def test_exchanging_colours_or_sides():
             assert two_named(caption(changed)) == (wanted, True)
             assert sorted(caption(changed).split()) == sorted(caption(scene).split())
             assert changed.sky == scene.sky and changed.seed == scene.seed
+        for text, scene in zip(data.exchanged_captions(what), other, strict=True):
+            assert two_named(text) == (two_named(caption(scene))[0], True)
+        full = zip(data.exchanged_captions(what), data.full_captions, strict=True)
+        assert what == "sides" or all(sorted(a.split()) == sorted(b.split()) for a, b in full)
     with pytest.raises(ValueError, match="nothing to exchange"):
         Postcards("train", 5, two=0.0).scenes.exchanged("sides")
     with pytest.raises(ValueError, match="got 'skies'"):

@@ -1,6 +1,7 @@
 """Chapter 7: the captioned world as a data set."""
 
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +90,14 @@ class Postcards(Dataset):
     def canonical_captions(self) -> list[str]:
         """The plain full caption of each postcard."""
         return [canonical(scene) for scene in self.scenes]
+
+    def exchanged_captions(self, what: Literal["colours", "sides"]) -> list[str]:
+        """Return the full captions with the colours, or the sides, of two subjects exchanged.
+
+        The words stay the same. Raises ValueError if a postcard has one subject.
+        """
+        scenes = self.scenes.exchanged(what)
+        return [compose(*pair, full=True) for pair in zip(scenes, self._numbers, strict=True)]
 
     @property
     def _numbers(self) -> list[int]:
