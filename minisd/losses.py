@@ -56,9 +56,10 @@ def clip_loss(model: nn.Module, batch: Any, generator: torch.Generator) -> Tenso
     """Return the contrastive loss of a batch of images (b,c,h,w) and the ids of their texts (b,n).
 
     A third entry holds the ids (k,n) of texts that are true of none of them, and compete with the
-    true ones: hard negatives, as in Yuksekgonul et al. 2023, section 4. The padding that all texts share is cut off: it comes last and no token looks ahead, so the loss
-    stays the same. Nothing is drawn at random. Raises ValueError where several processes share a
-    batch: each would compare its own pairs only.
+    true ones: hard negatives, as in Yuksekgonul et al. 2023, section 4. The padding that all texts
+    share is cut off: it comes last and no token looks ahead, so the loss stays the same. Nothing is
+    drawn at random. Raises ValueError where several processes share a batch: each would compare its
+    own pairs only.
     """
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
