@@ -14,7 +14,7 @@ The package of the book. Where the code of each chapter lives:
     9  The autoencoder           vae, losses, optim
     10 Latent diffusion          conditioning, request, stable_diffusion, attention_maps
     11 More than text            editing, maps
-    12 Measuring                 classifier, metrics, intervals
+    12 Measuring                 classifier, metrics, intervals, quality
     13 Growing up                pretrained, tensors, weights, configs, full_size
     14 Stable Diffusion v1.5     full_size, book.stage
 

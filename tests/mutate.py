@@ -53,6 +53,7 @@ PIPELINE = ("test_pipeline.py",)
 GUIDING = ("test_pipeline.py", "test_conditioning.py", "test_maps.py")
 EDITING = ("test_editing.py",)
 METRICS = ("test_metrics.py",)
+QUALITY = ("test_quality.py",)
 FILES = ("test_files.py",)
 PRETRAINED = ("test_pretrained.py",)
 WEIGHTS = ("test_weights.py", "test_full_size.py")
@@ -295,6 +296,20 @@ MUTANTS = [
     Mutant("(both / either).nanmean()", "(both / either).nan_to_num().mean()", METRICS),
     Mutant("c1, c2 = 0.01**2, 0.03**2", "c1, c2 = 0.03**2, 0.01**2", METRICS),
     Mutant("return low - bias, high - bias", "return low, high", METRICS),
+    # quality
+    Mutant("inside[:, :, 1:] & inside[:, :, :-1]", "inside[:, :, 1:]", QUALITY),
+    Mutant("ours, theirs = rows.double().sum(dim=0)", "ours, theirs = rows[0]", QUALITY),
+    Mutant(
+        "mse = errors.sum(dim=(1, 2)) / masks", "mse = errors.mean(dim=(1, 2)) / masks", QUALITY
+    ),
+    Mutant("kthvalue(k + 1)", "kthvalue(k)", QUALITY),
+    Mutant(
+        "precision, recall = covered(fake, real, k), covered(real, fake, k)",
+        "precision, recall = covered(real, fake, k), covered(fake, real, k)",
+        QUALITY,
+    ),
+    Mutant("return answers == both(len(rows))", "return answers != both(len(rows))", QUALITY),
+    Mutant("return torch.isin(clusters, names[chosen])", "return clusters < 5", QUALITY),
     # files
     Mutant("            temporary.unlink()", "            pass", FILES),
     Mutant('json.dumps(value, indent=1) + "\\n"', "json.dumps(str(value))", (*FILES, *PRETRAINED)),

@@ -1,5 +1,6 @@
 """Chapters 4 to 12: scores as data, which become words only in a card or a table."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,12 +65,26 @@ def share_of(right: Tensor) -> Score:
     return share(Accuracy(int(right.sum()), len(right)))
 
 
-def mean(values: Tensor, digits: int, unit: str = "") -> Score:
+def bootstrapped(
+    statistic: Callable[[Tensor], float],
+    rows: Tensor,
+    digits: int,
+    unit: str = "",
+    clusters: Tensor | None = None,
+) -> Score:
+    """Return a statistic of rows (n,...) as a score, with its bootstrap interval.
+
+    `clusters` (n,) is explained at `bootstrap_interval`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    interval = bootstrap_interval(statistic, rows, generator=generator, clusters=clusters)
+    count = None if clusters is None else len(clusters.unique())
+    return Score(statistic(rows), *interval, len(rows), count, unit, digits)
+
+
+def mean(values: Tensor, digits: int, unit: str = "", clusters: Tensor | None = None) -> Score:
     """Return the mean of values (n,) as a score, with its bootstrap interval."""
-    low, high = bootstrap_interval(
-        lambda rows: float(rows.mean()), values, generator=torch.Generator().manual_seed(0)
-    )
-    return Score(float(values.mean()), low, high, len(values), unit=unit, digits=digits)
+    return bootstrapped(lambda rows: float(rows.mean()), values, digits, unit, clusters)
 
 
 def as_json(scores: Scores) -> dict[str, Any]:

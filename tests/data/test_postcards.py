@@ -36,6 +36,8 @@ from minisd.data.postcards import (
 from minisd.data.postcards.captions import compose, prompts
 from minisd.data.postcards.drawing import COLOURS, LIGHT
 from minisd.data.postcards.scenes import mix
+from minisd.metrics import mean_iou, overlaps, segment
+from minisd.unet import UNet
 
 SPLITS = ("train", "test", "held_out")
 LABELS = {name: i for i, name in enumerate(LAYERS)}
@@ -471,6 +473,14 @@ def test_twins_share_the_labels_and_nothing_else():
     assert (differs > 0.1).all()
     judged = classify(Classifier.from_pretrained("postcards-judge"), twins)
     assert (judged == data.labels).float().mean() > 0.99
+
+
+def test_the_maps_of_twins_are_theirs():
+    data = Postcards("test", 40, seed=3)
+    found = segment(UNet.from_pretrained("postcards-segmenter"), data.twins())
+    assert mean_iou(overlaps(found, data.twin_masks(), len(LAYERS))) > 0.9
+    assert mean_iou(overlaps(found, data.masks(), len(LAYERS))) < 0.8
+    assert torch.equal(data.twin_masks([5, 2]), data.twin_masks()[[5, 2]])
 
 
 def test_the_subject_is_at_its_place_and_of_its_size(world):

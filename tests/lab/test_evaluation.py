@@ -10,6 +10,7 @@ from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig, VAEConfig
 from minisd.classifier import Classifier, ClassifierConfig
 from minisd.data.digits import uci_digits
 from minisd.data.postcards import Postcards
+from minisd.device import in_batches
 from minisd.lab.artist import Artist
 from minisd.lab.evaluation import (
     FID,
@@ -25,13 +26,21 @@ from minisd.lab.evaluation import (
     speed,
 )
 from minisd.lab.evaluation.maps import iou
-from minisd.lab.evaluation.postcards import confused, shares_of_right
+from minisd.lab.evaluation.postcards import clusters, confused, quality, shares_of_right
 from minisd.lab.scoreboard import HEADLINES
 from minisd.maps import MapPipeline
+from minisd.metrics import frechet_distance
 
 FEW = EvaluationSettings(n=6, steps=2)
 ONE = ClassifierConfig(channels=(8, 8), num_features=6)
+SEGMENTER = UNetConfig(64, 3, 4, (8, 8), (False, False), 1, 2, 4)
 TWO = Classifier(ClassifierConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4))))
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch):
+    """Of the classifier that tells pictures from real ones."""
+    monkeypatch.setattr("minisd.quality.EPOCHS", 1)
 
 
 def test_shares_of_right_answers_are_counted_together_and_apart():
@@ -115,6 +124,111 @@ def test_real_postcards_have_the_best_scores_that_can_be(tmp_path, monkeypatch):
     assert scores[FID].n == twins.n == 12 and twins.value > 0.01
 
 
+# Quality
+
+JUDGE = Classifier(ClassifierConfig(3, (8, 8), 8, (("subject", 12), ("sky", 4)))).eval()
+MEASURES = (
+    "edge energy kept", "edge energy kept on the subject", "FID, features of the judge",
+    "precision, features of the judge", "recall, features of the judge",
+    "told from real postcards by a classifier",
+)  # fmt: skip
+
+
+def test_a_cluster_is_what_a_split_holds_out():
+    data = Postcards("test", 300, two=0.5)
+    keys = []
+    for scene in data.scenes:
+        pair = tuple(sorted((scene.subject, scene.second)))
+        keys.append(pair if scene.second != "none" else (scene.subject, scene.colour, scene.sky))
+    found = clusters(data).tolist()
+    assert len(set(zip(keys, found, strict=True))) == len(set(keys)) == len(set(found))
+    assert 50 < len(set(found)) < 250
+    for other in (Postcards("test", 300), Postcards("held_out", 300, two=0.5)):
+        numbers = dict(zip(found, keys, strict=True))
+        for number, scene in zip(clusters(other).tolist(), other.scenes, strict=True):
+            if scene.second == "none" and number in numbers:
+                assert numbers[number] == (scene.subject, scene.colour, scene.sky)
+    assert not set(clusters(Postcards("held_out", 300)).tolist()) & set(found)
+
+
+@pytest.mark.parametrize("two", [0.0, 0.5])
+def test_postcards_that_were_not_changed_have_all_their_quality(two):
+    data = Postcards("test", 24, seed=7, size=32, two=two)
+    scores = quality(data.images(), data, JUDGE, "these")
+    measures = (*MEASURES, "PSNR on the subject")
+    assert scores.keys() == {f"{name}{of}, these" for name in measures for of in ("", ", twins")}
+    for name in MEASURES[:2]:
+        kept = scores[f"{name}, these"]
+        assert kept.value == kept.low == kept.high == pytest.approx(1)
+        twins = scores[f"{name}, twins, these"]
+        assert 0.5 < twins.low < twins.value < twins.high < 2 and twins.value != 1
+    assert scores["PSNR on the subject, these"].value == math.inf
+    assert 5 < scores["PSNR on the subject, twins, these"].value < 25
+    for of in ("", ", twins"):  # the same two sets of pictures, in both orders
+        assert scores[f"FID, features of the judge{of}, these"].value == pytest.approx(
+            scores["FID, features of the judge, these"].value
+        )
+    precision, recall = (f"{name}, features of the judge" for name in ("precision", "recall"))
+    assert scores[f"{precision}, these"].value == scores[f"{recall}, twins, these"].value
+    assert scores[f"{recall}, these"].value == scores[f"{precision}, twins, these"].value
+    groups = len(clusters(data).unique())
+    assert {score.clusters for name, score in scores.items() if "told" not in name} == {groups}
+    told = scores["told from real postcards by a classifier, these"]
+    assert told.clusters == groups - groups // 2
+
+
+def test_a_blur_costs_quality(monkeypatch):
+    monkeypatch.setattr("minisd.quality.EPOCHS", 12)
+    data = Postcards("test", 80, seed=7, size=32)
+    ours = torch.nn.functional.avg_pool2d(data.images(), 5, stride=1, padding=2)
+    scores = quality(ours, data, JUDGE, "these", witness=TWO.eval())
+    value = {name.removesuffix(", these"): score.value for name, score in scores.items()}
+    assert value["edge energy kept"] < 0.4 > value["edge energy kept on the subject"]
+    assert value["PSNR on the subject"] > value["PSNR on the subject, twins"] + 2
+    real, twins = data.images(), data.twins()
+    for name, network in (("judge", JUDGE), ("witness", TWO)):
+        a, b, c = (in_batches(network.features, each) for each in (ours, twins, real))
+        fid = f"FID, features of the {name}"
+        assert value[fid] == pytest.approx(frechet_distance(a, b))
+        assert value[f"{fid}, twins"] == pytest.approx(frechet_distance(b, c))
+    told = "told from real postcards by a classifier"
+    assert value[told] > 0.8 > 0.7 > value[f"{told}, twins"]
+    assert len(scores) == 2 * (len(MEASURES) + 1 + 3)
+
+
+def test_one_picture_drawn_again_and_again_is_precise_and_recalls_itself():
+    data = Postcards("test", 24, seed=7, size=32)
+    scores = quality(data.twins([5] * 24), data, JUDGE, "these")
+    assert scores["precision, features of the judge, these"].value == 1
+    assert scores["recall, features of the judge, these"].value == pytest.approx(1 / 24)
+
+
+def test_the_subject_of_a_drawn_postcard_is_where_a_segmenter_sees_it(monkeypatch):
+    """Its subject is real, all else is grey: whole edges are lost, and none on the subject."""
+    data = Postcards("test", 24, seed=7, size=32)
+    there = data.masks() == 2
+    drawn = data.images() * there[:, None]
+    asked = []
+
+    def segment(segmenter, images):
+        asked.append(images)
+        return data.masks() if len(asked) < 3 else data.twin_masks()
+
+    monkeypatch.setattr("minisd.lab.evaluation.postcards.segment", segment)
+    scores = quality(drawn, data, JUDGE, "these", segmenter=UNet(SEGMENTER))
+    expected = drawn, data.images(), data.twins()
+    assert all(torch.equal(a, b) for a, b in zip(asked, expected, strict=True))
+    assert scores["edge energy kept on the subject, these"].value == pytest.approx(1)
+    assert scores["edge energy kept, these"].value != pytest.approx(1, abs=0.05)
+    assert not any("PSNR" in name for name in scores)
+
+
+def test_a_single_postcard_has_no_quality():
+    data = Postcards("test", 1)
+    with pytest.raises(ValueError, match="at least 2"):
+        quality(data.images(), data, JUDGE, "these")
+
+
 @pytest.mark.slow
 def test_a_pipeline_is_scored_from_its_folder(tmp_path):
     pipe = tiny_pipeline()
@@ -127,8 +241,6 @@ def test_a_pipeline_is_scored_from_its_folder(tmp_path):
 
 
 # Maps
-
-SEGMENTER = UNetConfig(64, 3, 4, (8, 8), (False, False), 1, 2, 4)
 
 
 def map_of(data):

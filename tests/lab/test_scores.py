@@ -7,7 +7,16 @@ import torch
 from minisd.files import read_json, write_json
 from minisd.intervals import Accuracy
 from minisd.lab.cards import add_scores
-from minisd.lab.scores import VERSION, Score, as_json, mean, scores_of, share, share_of
+from minisd.lab.scores import (
+    VERSION,
+    Score,
+    as_json,
+    bootstrapped,
+    mean,
+    scores_of,
+    share,
+    share_of,
+)
 from minisd.pretrained import CHECKPOINTS, bundled
 
 
@@ -42,6 +51,15 @@ def test_a_mean_has_the_interval_of_the_bootstrap():
     score = mean(torch.tensor([1.0, 2.0, 3.0, 4.0] * 100), 2, " dB")
     assert (score.value, score.n, score.figure) == (2.5, 400, "2.50 dB")
     assert score.high - score.low == pytest.approx(2 * 1.96 * 1.118 / 20, rel=0.2)
+
+
+def test_a_statistic_is_scored_by_the_rows_and_their_clusters():
+    rows = torch.arange(20.0).repeat_interleave(5)
+    score = bootstrapped(lambda x: float(x.sum() / len(x)), rows, 1, "%")
+    known = mean(rows, 1, "%", clusters=torch.arange(20).repeat_interleave(5))
+    assert (score.value, score.n, score.clusters) == (9.5, 100, None)
+    assert (known.value, known.n, known.clusters, known.unit) == (9.5, 100, 20, "%")
+    assert known.high - known.low > 1.8 * (score.high - score.low)
 
 
 def test_scores_are_stored_as_numbers_and_nothing_empty():

@@ -69,8 +69,15 @@ class Postcards(Dataset):
 
     def twins(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
         """Return others of the same labels (b,3,size,size): what these leave open is drawn anew."""
+        return render(self._twins(indices), self.size)
+
+    def twin_masks(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
+        """Return the semantic maps (b,size,size) int64 of the twins."""
+        return masks(self._twins(indices), self.size)
+
+    def _twins(self, indices: list[int] | slice | Tensor) -> Scenes:
         scenes = self.scenes[indices]
-        return render(Scenes(scenes.labels, scenes.integer("twin")), self.size)
+        return Scenes(scenes.labels, scenes.integer("twin"))
 
     def masks(self, indices: list[int] | slice | Tensor = slice(None)) -> Tensor:
         """Return semantic maps (b,size,size) int64 with values of LAYERS."""

@@ -4,11 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.classifier import Classifier, classification_accuracies, classify
 from minisd.clip import CLIP
-from minisd.data.postcards import ATTRIBUTES, CLASSES, Postcards
+from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.device import in_batches
 from minisd.intervals import Accuracy
@@ -16,6 +17,7 @@ from minisd.lab.evaluation.settings import (
     FID,
     POSTCARDS_CLIP,
     POSTCARDS_JUDGE,
+    POSTCARDS_SEGMENTER,
     PROMPT_ACCURACY,
     SPLITS,
     TOKENIZER,
@@ -23,7 +25,7 @@ from minisd.lab.evaluation.settings import (
     EvaluationSettings,
     draw,
 )
-from minisd.lab.scores import Score, Scores, mean, share, share_of
+from minisd.lab.scores import Score, Scores, bootstrapped, mean, share, share_of
 from minisd.metrics import (
     class_embeddings,
     clip_scores,
@@ -31,13 +33,19 @@ from minisd.metrics import (
     frechet_interval,
     psnr,
     retrieve,
+    segment,
     ssim,
     zero_shot,
 )
+from minisd.quality import covered, edge_energy, psnr_inside, ratio_of_sums, two_sample_answers
 from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
 from minisd.vae import AutoencoderKL
 
 GROUP = 256  # among how many retrieval chooses
+NEIGHBOURS = 1  # whose distance is the radius of a ball: in a judge's features the third nearest
+# of a few hundred postcards often shows something else, and its balls leave nothing out
+TOLD_APART = 1000  # the postcards of which a classifier must tell ours from real ones, at most
 
 
 def evaluate_tokenizer(model: str | Path, settings: EvaluationSettings) -> Scores:
@@ -107,7 +115,8 @@ def retrieval(
 
 
 def evaluate_postcards_vae(model: str | Path, settings: EvaluationSettings) -> Scores:
-    """Score an autoencoder on unseen postcards: PSNR and SSIM, and what a judge sees after it."""
+    """Score an autoencoder on unseen postcards: PSNR and SSIM, what a judge sees, and `quality`."""
+    witness = Classifier.from_pretrained(settings.witness) if settings.witness else None
     judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
     vae = AutoencoderKL.from_pretrained(model)
     scores: Scores = {}
@@ -122,6 +131,7 @@ def evaluate_postcards_vae(model: str | Path, settings: EvaluationSettings) -> S
         scores[f"SSIM, {name}"] = mean(similarity, 4)
         right = classify(judge, decoded) == data.labels
         scores |= shares_of_right("judged right in every attribute", judge, right, name)
+        scores |= quality(decoded, data, judge, name, settings.seed, witness=witness)
     return scores
 
 
@@ -136,13 +146,15 @@ def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Score
     A judge says whether a picture shows what was asked. FID compares all of them with the real
     postcards of these captions, and for comparison the twins of those postcards with them. The CLIP
     score is the cosine of picture and caption, here also of real postcards with their own captions
-    and with those of others.
+    and with those of others. The rest is `quality`.
     """
+    witness = Classifier.from_pretrained(settings.witness) if settings.witness else None
+    segmenter = UNet.from_pretrained(POSTCARDS_SEGMENTER)
     name = settings.judge or POSTCARDS_JUDGE
     judge, clip = Classifier.from_pretrained(name), CLIP.from_pretrained(POSTCARDS_CLIP)
     tokenizer = Tokenizer.from_pretrained(TOKENIZER)
     scores: Scores = {}
-    pictures, real, twins = [], [], []
+    pictures, real, twins, groups = [], [], [], []
     cosines: dict[str, list[Tensor]] = {"": [], ", real postcards": [], ", captions of others": []}
     for split, words in SPLITS.items():
         data = Postcards(split, settings.n, seed=UNSEEN_SEED)
@@ -152,9 +164,11 @@ def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Score
         right = answers == data.labels
         scores |= shares_of_right(PROMPT_ACCURACY, judge, right, words)
         scores[f"subjects most often mistaken, {words}"] = confused(data.labels, answers)
+        scores |= quality(images, data, judge, words, settings.seed, segmenter, witness)
         pictures.append(images)
         real.append(data.images())
         twins.append(data.twins())
+        groups.append(clusters(data))
         captions = data.full_captions
         others = captions[-1:] + captions[:-1]
         pairs = ((images, captions), (real[-1], captions), (real[-1], others))
@@ -164,7 +178,7 @@ def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Score
         in_batches(judge.features, torch.cat(images)) for images in (pictures, real, twins)
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    interval = frechet_interval(drawn, truth, generator)
+    interval = frechet_interval(drawn, truth, generator, torch.cat(groups))
     for kind, found in cosines.items():
         scores[f"CLIP score{kind}"] = mean(torch.cat(found), 3)
     return scores | {
@@ -173,6 +187,81 @@ def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Score
             frechet_distance(other, truth), n=len(other), digits=3
         ),
     }
+
+
+def quality(
+    images: Tensor,
+    data: Postcards,
+    judge: Classifier,
+    words: str,
+    seed: int = 0,
+    segmenter: UNet | None = None,
+    witness: Classifier | None = None,
+) -> Scores:
+    """Score how much pictures (n,3,h,w) in [-1,1] of the scenes of a data set look like real ones.
+
+    Without a segmenter they are reconstructions of its postcards, pixel by pixel, and the subject
+    is where the map of a postcard says; the PSNR there is scored, too. With one they were drawn
+    from captions, which leave open where and how large the subject is: then it is where the
+    segmenter sees it, in drawn pictures, real ones and twins alike.
+
+    Beside each score is that of the twins, which share more with the postcards than a caption says
+    (scale, companion, trees). Edges are compared with those of the postcards. The distribution of
+    the pictures is compared with the twins, of which none was made, and that of the twins with the
+    postcards: in the features of the judge, of the witness if there is one, and by a classifier
+    that learns to tell them apart (50 % is the best value). Intervals resample `clusters`; those of
+    precision and recall take the other cloud as it is. Raises ValueError for fewer than two
+    clusters.
+    """
+    real, twins, groups = data.images(), data.twins(), clusters(data)
+    if segmenter is None:
+        maps = [data.masks(), data.masks(), data.twin_masks()]
+    else:
+        maps = [segment(segmenter, each) for each in (images, real, twins)]
+    ours_in, real_in, twins_in = (each == LAYERS.index("subject") for each in maps)
+    networks = {"judge": judge} | ({"witness": witness} if witness else {})
+    scores: Scores = {}
+    for kind, shown, others, inside in (
+        ("", images, twins, ours_in),
+        (", twins", twins, real, twins_in),
+    ):
+        title = f"{kind}, {words}"
+        for where, masks in (("", (None, None)), (" on the subject", (inside, real_in))):
+            energies = map(edge_energy, (shown, real), masks)
+            scores[f"edge energy kept{where}{title}"] = bootstrapped(
+                ratio_of_sums, torch.stack([*energies], dim=1), 1, "%", groups
+            )
+        if segmenter is None:
+            decibels = psnr_inside(shown, real, real_in)
+            scores[f"PSNR on the subject{title}"] = mean(decibels, 2, " dB", groups)
+        for name, network in networks.items():
+            a, b = (in_batches(network.features, each) for each in (shown, others))
+            of, generator = f", features of the {name}{title}", torch.Generator().manual_seed(seed)
+            interval = frechet_interval(a, b, generator, groups)
+            count = len(groups.unique())
+            scores[f"FID{of}"] = Score(frechet_distance(a, b), *interval, len(a), count, digits=3)
+            for measure, pair in (("precision", (a, b)), ("recall", (b, a))):
+                inside_cloud = covered(*pair, NEIGHBOURS).double()
+                scores[f"{measure}{of}"] = mean(inside_cloud, 1, "%", groups)
+        few, generator = slice(TOLD_APART), torch.Generator().manual_seed(seed)
+        right, rows = two_sample_answers(shown[few], others[few], groups[few], generator)
+        scores[f"told from real postcards by a classifier{title}"] = mean(
+            right.double(), 1, "%", groups[few][rows]
+        )
+    return scores
+
+
+def clusters(data: Postcards) -> Tensor:
+    """Return the cluster (n,) int64 of each postcard: what a split keeps or holds out as a whole.
+
+    That is a combination of subject, colour and sky, or of two subjects the pair. It has the same
+    number in every data set.
+    """
+    scenes = data.scenes
+    alone = torch.stack([scenes.subject, scenes.colour, scenes.sky], dim=1)
+    pair = torch.stack([scenes.subject, scenes.second - 1], dim=1).sort(dim=1).values
+    pair = F.pad(pair, (0, 1), value=len(ATTRIBUTES["sky"]))  # a sky that none has alone
+    return pair.where(scenes.second[:, None] > 0, alone) @ torch.tensor([256, 16, 1])
 
 
 def shares_of_right(title: str, judge: Classifier, right: Tensor, words: str) -> Scores:

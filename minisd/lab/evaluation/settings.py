@@ -34,7 +34,11 @@ REPEATS = 5  # of which the median counts
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How to score: n samples, and for a model that draws, how. None is the model's own choice."""
+    """How to score: n samples, and for a model that draws, how. None is the model's own choice.
+
+    A `witness` is a second network beside the judge, in whose features the quality of postcards is
+    measured as well.
+    """
 
     n: int = 5000
     seed: int = 0
@@ -42,6 +46,7 @@ class EvaluationSettings:
     sampler: str | None = None
     guidance: float = 4.0
     judge: str | None = None
+    witness: str | None = None
 
 
 Evaluation = Callable[[str | Path, EvaluationSettings], Scores]
