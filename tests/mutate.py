@@ -308,6 +308,7 @@ MUTANTS = [
         "precision, recall = covered(real, fake, k), covered(fake, real, k)",
         QUALITY,
     ),
+    Mutant("4 * (images - smooth)", "4 * smooth", QUALITY),
     Mutant("return answers == both(len(rows))", "return answers != both(len(rows))", QUALITY),
     Mutant("return torch.isin(clusters, names[chosen])", "return clusters < 5", QUALITY),
     # files

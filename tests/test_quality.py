@@ -20,6 +20,7 @@ from minisd.quality import (
     ratio_of_sums,
     two_sample_accuracy,
     two_sample_answers,
+    with_details,
 )
 
 
@@ -238,6 +239,16 @@ def test_a_blur_that_is_hardly_seen_is_found_among_a_thousand():
     ours = twins.lerp(blurred(twins), 0.3)
     told = two_sample_accuracy(ours, real, clusters, torch.Generator().manual_seed(0))
     assert told.interval[0] > 0.6, told
+
+
+def test_details_are_what_a_blur_takes():
+    image = torch.zeros(1, 1, 5, 5)
+    image[0, 0, 2, 2] = 9
+    same, details = with_details(image).unbind(dim=1)
+    assert torch.equal(same, image[:, 0])
+    assert details[0, 2].tolist() == pytest.approx([0, -4, 4 * 8, -4, 0])
+    flat = torch.full((2, 3, 8, 8), 0.7)
+    assert with_details(flat)[:, 3:].abs().max() < 1e-5  # at the edge as inside
 
 
 def test_a_cluster_is_never_split():

@@ -30,6 +30,7 @@ from minisd.lab.evaluation.postcards import clusters, confused, quality, shares_
 from minisd.lab.scoreboard import HEADLINES
 from minisd.maps import MapPipeline
 from minisd.metrics import frechet_distance
+from minisd.quality import edge_energy
 
 FEW = EvaluationSettings(n=6, steps=2)
 ONE = ClassifierConfig(channels=(8, 8), num_features=6)
@@ -186,6 +187,11 @@ def test_a_blur_costs_quality(monkeypatch):
     assert value["edge energy kept"] < 0.4 > value["edge energy kept on the subject"]
     assert value["PSNR on the subject"] > value["PSNR on the subject, twins"] + 2
     real, twins = data.images(), data.twins()
+    ours_edges, theirs = (
+        edge_energy(images, maps == 2).sum().item()
+        for images, maps in ((twins, data.twin_masks()), (real, data.masks()))
+    )
+    assert value["edge energy kept on the subject, twins"] == pytest.approx(ours_edges / theirs)
     for name, network in (("judge", JUDGE), ("witness", TWO)):
         a, b, c = (in_batches(network.features, each) for each in (ours, twins, real))
         fid = f"FID, features of the {name}"
