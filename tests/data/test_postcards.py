@@ -199,6 +199,11 @@ def test_the_same_words_in_another_order_are_another_picture():
     assert (render(scene) - render(swapped)).abs().mean() > 0.02
 
 
+def letters(text):
+    """Return the words of a text; "a" and "an" are one."""
+    return re.sub(r"\ban\b", "a", text).replace(",", "").split()
+
+
 def test_exchanging_colours_or_sides():
     data = Postcards("train", 200, two=1.0)
     for what in ("colours", "sides"):
@@ -213,7 +218,7 @@ def test_exchanging_colours_or_sides():
         for text, scene in zip(data.exchanged_captions(what), other, strict=True):
             assert two_named(text) == (two_named(caption(scene))[0], True)
         full = zip(data.exchanged_captions(what), data.full_captions, strict=True)
-        assert what == "sides" or all(sorted(a.split()) == sorted(b.split()) for a, b in full)
+        assert all(sorted(letters(a)) == sorted(letters(b)) for a, b in full)
     with pytest.raises(ValueError, match="nothing to exchange"):
         Postcards("train", 5, two=0.0).scenes.exchanged("sides")
     with pytest.raises(ValueError, match="got 'skies'"):

@@ -1,9 +1,12 @@
 import math
 import re
+import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import randomise, tiny_pipeline
 
 from minisd import AutoencoderKL, DDIMScheduler, UNet, UNetConfig, VAEConfig
@@ -26,7 +29,13 @@ from minisd.lab.evaluation import (
     speed,
 )
 from minisd.lab.evaluation.maps import iou
-from minisd.lab.evaluation.postcards import clusters, confused, quality, shares_of_right
+from minisd.lab.evaluation.postcards import (
+    clusters,
+    confused,
+    quality,
+    reads_order,
+    shares_of_right,
+)
 from minisd.lab.scoreboard import HEADLINES
 from minisd.maps import MapPipeline
 from minisd.metrics import frechet_distance
@@ -316,7 +325,7 @@ def test_real_postcards_are_what_their_maps_say(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "minisd.lab.evaluation.maps.POSTCARDS_SEGMENTER", str(tmp_path / "segmenter")
     )
-    monkeypatch.setattr("minisd.lab.evaluation.maps.SPLITS", {"test": "these"})
+    monkeypatch.setattr("minisd.lab.evaluation.settings.SPLITS", {"test": "these"})
     monkeypatch.setattr("minisd.lab.evaluation.settings.Artist.draw", draw)
     monkeypatch.setattr("minisd.lab.evaluation.maps.segment", map_of(data))
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: images)
@@ -403,3 +412,30 @@ def test_the_scores_of_digits_are_those_of_score_digits(tmp_path, monkeypatch):
     ratio = scores[FID].value / scores["FID of real training digits"].value
     assert scores["FID ratio"].value == ratio
     assert all(score.n == 20 for name, score in scores.items() if name != "samples")
+
+
+def embeddings(texts, order):
+    """Return a direction (n,64) for each text, or for its bag of words."""
+    rows = []
+    for text in texts:
+        seed = zlib.crc32((text if order else " ".join(sorted(text.split()))).encode())
+        rows.append(torch.randn(64, generator=torch.Generator().manual_seed(seed)))
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+@pytest.mark.parametrize(("order", "share"), [(True, 1.0), (False, 0.0)])
+def test_a_bag_of_words_does_not_read_order(order, share):
+    """It has the same place for a caption and for its words in another order."""
+    data, texts = Postcards("test", 60, seed=7, two=1.0), []
+    differ = data.scenes.second_colour != data.scenes.colour + 1
+
+    def tokenizer(captions):
+        texts[:] = captions
+        return torch.arange(len(captions))
+
+    clip = SimpleNamespace(encode_text=lambda ids: embeddings([texts[i] for i in ids], order))
+    own = embeddings(data.full_captions, order)
+    scores = reads_order(clip, tokenizer, data, own, own, "these")
+    found = [(score.value, score.n) for score in scores.values()]
+    assert found == [(share, int(differ.sum())), (share, 60)]
+    assert 40 < differ.sum() < 60

@@ -11,6 +11,7 @@ from minisd.data.postcards.scenes import (
     ATTRIBUTES,
     JUDGED,
     SECOND,
+    TWO,
     Scene,
     Scenes,
     Split,
@@ -23,6 +24,6 @@ from minisd.data.postcards.scenes import (
 
 __all__ = [
     "ATTRIBUTES", "CLASSES", "JUDGED", "LAYERS", "Postcards", "SECOND", "Scene", "Scenes", "Split",
-    "caption", "combinations", "draw", "draw_scenes", "is_held_out", "is_held_out_pair", "masks",
-    "pairs", "render",
+    "TWO", "caption", "combinations", "draw", "draw_scenes", "is_held_out", "is_held_out_pair",
+    "masks", "pairs", "render",
 ]  # fmt: skip

@@ -124,8 +124,11 @@ def grounds(scene: Scene) -> tuple[str, ...]:
     return (ABOVE if scene.subject == "balloon" else GROUNDS)[scene.ground]
 
 
-def compose(scene: Scene, number: int, full: bool = False) -> str:
-    """Return the caption that `number`, in [0, 2^62), picks among all true ones."""
+def compose(scene: Scene, number: int, full: bool = False, mirrored: bool = False) -> str:
+    """Return the caption that `number`, in [0, 2^62), picks among all true ones.
+
+    If `mirrored`, two subjects change sides in it: the same words, and false.
+    """
     pick = Choices(number)
     everything = pick.chance(2) or full
 
@@ -146,6 +149,8 @@ def compose(scene: Scene, number: int, full: bool = False) -> str:
     if scene.second != "none":
         in_order = everything or not pick.chance(2)
         second = subject(scene.second, scene.second_colour)
+        if mirrored:
+            noun, second = second, noun
         noun, place = pick(ORDERS if in_order else SIDE_BY_SIDE).format(noun, second), ""
     company = []
     if scene.companion != "none" and pick.chance(3):

@@ -103,8 +103,12 @@ class Postcards(Dataset):
 
         The words stay the same. Raises ValueError if a postcard has one subject.
         """
-        scenes = self.scenes.exchanged(what)
-        return [compose(*pair, full=True) for pair in zip(scenes, self._numbers, strict=True)]
+        other, mirrored = self.scenes.exchanged(what), what == "sides"
+        scenes = self.scenes if mirrored else other
+        return [
+            compose(*pair, full=True, mirrored=mirrored)
+            for pair in zip(scenes, self._numbers, strict=True)
+        ]
 
     @property
     def _numbers(self) -> list[int]:

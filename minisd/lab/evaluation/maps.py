@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minisd.classifier import Classifier, classify
-from minisd.data.postcards import LAYERS, Postcards
+from minisd.data.postcards import LAYERS
 from minisd.intervals import bootstrap_interval
 from minisd.lab.evaluation.postcards import reconstructed, shares_of_right
 from minisd.lab.evaluation.settings import (
@@ -15,10 +15,9 @@ from minisd.lab.evaluation.settings import (
     MEAN_IOU,
     POSTCARDS_JUDGE,
     POSTCARDS_SEGMENTER,
-    SPLITS,
-    UNSEEN_SEED,
     EvaluationSettings,
     draw,
+    unseen,
 )
 from minisd.lab.scores import Score, Scores
 from minisd.maps import MapPipeline
@@ -30,8 +29,7 @@ def evaluate_postcards_segmenter(model: str | Path, settings: EvaluationSettings
     """Score a segmenter on unseen postcards: the mean IoU, and that of each label."""
     segmenter = UNet.from_pretrained(model)
     scores: Scores = {}
-    for split, words in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for words, data in unseen(settings.n):
         found, wanted = segment(segmenter, data.images()), data.masks()
         scores[f"{MEAN_IOU}, {words}"] = iou(found, wanted, settings.seed)
         counts = overlaps(found, wanted, len(LAYERS))
@@ -52,8 +50,7 @@ def evaluate_postcards_maps(model: str | Path, settings: EvaluationSettings) -> 
     judge, segmenter = Classifier.from_pretrained(name), UNet.from_pretrained(POSTCARDS_SEGMENTER)
     vae = MapPipeline.from_pretrained(model).vae
     scores: Scores = {}
-    for split, words in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for words, data in unseen(settings.n):
         maps, decoded = data.masks(), reconstructed(vae, data.images())
         for title, captions, given, settled in (
             ("map and caption", data.full_captions, maps, ("", *judge.heads)),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minisd.classifier import Classifier, classification_accuracies, classify
 from minisd.clip import CLIP
-from minisd.data.postcards import ATTRIBUTES, CLASSES, LAYERS, Postcards
+from minisd.data.postcards import ATTRIBUTES, JUDGED, LAYERS, Postcards
 from minisd.data.postcards.captions import prompts
 from minisd.device import in_batches
 from minisd.intervals import Accuracy
@@ -19,11 +19,11 @@ from minisd.lab.evaluation.settings import (
     POSTCARDS_JUDGE,
     POSTCARDS_SEGMENTER,
     PROMPT_ACCURACY,
-    SPLITS,
     TOKENIZER,
     UNSEEN_SEED,
     EvaluationSettings,
     draw,
+    unseen,
 )
 from minisd.lab.scores import Score, Scores, bootstrapped, mean, share, share_of
 from minisd.metrics import (
@@ -70,8 +70,7 @@ def evaluate_postcards_judge(model: str | Path, settings: EvaluationSettings) ->
     """Score a judge of postcards, question by question, on unseen scenes."""
     judge = Classifier.from_pretrained(model)
     scores: Scores = {}
-    for split, name in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for name, data in unseen(settings.n):
         for question, accuracy in classification_accuracies(
             judge, data.images(), data.labels
         ).items():
@@ -83,20 +82,41 @@ def evaluate_postcards_clip(model: str | Path, settings: EvaluationSettings) -> 
     """Score a CLIP of postcards: zero-shot classification, and retrieval in both directions."""
     clip, tokenizer = CLIP.from_pretrained(model), Tokenizer.from_pretrained(TOKENIZER)
     scores: Scores = {}
-    for split, name in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for name, data in unseen(settings.n):
         images = in_batches(clip.encode_image, data.images())
         texts = in_batches(clip.encode_text, tokenizer(data.full_captions))
-        for (attribute, _), labels in zip(CLASSES, data.labels.T, strict=True):
-            classes = class_embeddings(clip, tokenizer, prompts(attribute))
-            scores[f"zero-shot {attribute}, {name}"] = share_of(
-                zero_shot(images, classes) == labels
-            )
+        if bool((data.scenes.second > 0).all()):
+            scores |= reads_order(clip, tokenizer, data, images, texts, name)
+        else:
+            for attribute in JUDGED:
+                classes = class_embeddings(clip, tokenizer, prompts(attribute))
+                scores[f"zero-shot {attribute}, {name}"] = share_of(
+                    zero_shot(images, classes) == getattr(data.scenes, attribute)
+                )
         group = min(GROUP, settings.n)
         for found, queries, keys in (("caption", images, texts), ("postcard", texts, images)):
             exact, same = retrieval(queries, keys, data.labels, group)
             scores[f"{found} found among {group} (recall@1), {name}"] = share(exact)
             scores[f"{found} found among {group}, all attributes right, {name}"] = share(same)
+    return scores
+
+
+def reads_order(
+    clip: CLIP, tokenizer: Tokenizer, data: Postcards, images: Tensor, texts: Tensor, words: str
+) -> Scores:
+    """Score how often postcards of two subjects are nearer to their caption than to a false one.
+
+    `images` and `texts` are the embeddings (n,d) of postcards and captions. The false captions have
+    the same words in another order, with the colours or the sides exchanged; postcards whose
+    subjects have one colour are left out of the first. Half are right by chance.
+    """
+    scores: Scores = {}
+    own = (images * texts).sum(dim=1)
+    for what in ("colours", "sides"):
+        false = in_batches(clip.encode_text, tokenizer(data.exchanged_captions(what)))
+        differ = (data.scenes.second_colour != data.scenes.colour + 1) | (what == "sides")
+        better = (own > (images * false).sum(dim=1))[differ]
+        scores[f"caption preferred to that with {what} exchanged, {words}"] = share_of(better)
     return scores
 
 
@@ -120,8 +140,7 @@ def evaluate_postcards_vae(model: str | Path, settings: EvaluationSettings) -> S
     judge = Classifier.from_pretrained(settings.judge or POSTCARDS_JUDGE)
     vae = AutoencoderKL.from_pretrained(model)
     scores: Scores = {}
-    for split, name in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for name, data in unseen(settings.n):
         images = data.images()
         spread = float(in_batches(vae.encode, images).std())
         scores["standard deviation of the latents"] = Score(spread, n=settings.n, digits=3)
@@ -156,8 +175,7 @@ def evaluate_postcards(model: str | Path, settings: EvaluationSettings) -> Score
     scores: Scores = {}
     pictures, real, twins, groups = [], [], [], []
     cosines: dict[str, list[Tensor]] = {"": [], ", real postcards": [], ", captions of others": []}
-    for split, words in SPLITS.items():
-        data = Postcards(split, settings.n, seed=UNSEEN_SEED)
+    for words, data in unseen(settings.n):
         images, how = draw(model, settings, data.full_captions)
         scores["samples"] = f"{settings.n:,} full captions of each kind, {how}; judge {name}"
         answers = classify(judge, images)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minisd.data.postcards import LAYERS, Split
+from minisd.data.postcards import LAYERS, TWO, Postcards, Split
 from minisd.device import best_device, device_name, seeded
 from minisd.lab.artist import Artist
 from minisd.lab.scores import Score, Scores
@@ -21,6 +21,10 @@ from minisd.stable_diffusion import INDEX
 
 UNSEEN_SEED = 7  # of the postcards that score: no recipe trains on them
 SPLITS: dict[Split, str] = {"test": "seen combinations", "held_out": "held-out combinations"}
+PAIRS: dict[Split, str] = {
+    "test": "two subjects, seen pairs",
+    "held_out": "two subjects, held-out pairs",
+}
 TOKENIZER, POSTCARDS_CLIP = "tokenizer-postcards", "clip-postcards"
 POSTCARDS, POSTCARDS_SEGMENTER = "postcards", "postcards-segmenter"
 DIGITS_JUDGE, POSTCARDS_JUDGE = "digits-judge", "postcards-judge"
@@ -47,6 +51,16 @@ class EvaluationSettings:
     guidance: float = 4.0
     judge: str | None = None
     witness: str | None = None
+
+
+def unseen(n: int) -> Iterator[tuple[str, Postcards]]:
+    """Yield n postcards of each kind that no recipe trains on, and what kind they are, in words.
+
+    Postcards with two subjects are among them if the models learn of such.
+    """
+    for two, kinds in ((0.0, SPLITS), (1.0, PAIRS if TWO else {})):
+        for split, words in kinds.items():
+            yield words, Postcards(split, n, seed=UNSEEN_SEED, two=two)
 
 
 Evaluation = Callable[[str | Path, EvaluationSettings], Scores]
