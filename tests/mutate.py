@@ -200,7 +200,7 @@ MUTANTS = [
         CLIP,
     ),
     Mutant("self.logit_scale.clamp(max=math.log(100)).exp()", "self.logit_scale.exp()", CLIP),
-    Mutant("F.cross_entropy(logits.T, pairs)", "F.cross_entropy(logits, pairs)", CLIP),
+    Mutant("F.cross_entropy(true.T, pairs)", "F.cross_entropy(true, pairs)", LOSSES),
     Mutant(
         "EncoderBlock(config.dim, config.num_heads, True)",
         "EncoderBlock(config.dim, config.num_heads, False)",
