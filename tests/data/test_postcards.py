@@ -225,6 +225,22 @@ def test_exchanging_colours_or_sides():
         data.scenes.exchanged("skies")
 
 
+def test_false_captions_are_false_and_nearly_the_same():
+    data = Postcards("train", 600, seed=4, two=0.5)
+    changes = Counter()
+    for scene, true, false in zip(
+        data.scenes, data.full_captions, data.false_captions, strict=True
+    ):
+        a, b = sorted(letters(true)), sorted(letters(false))
+        if scene.second == "none":
+            assert sum((Counter(a) - Counter(b)).values()) == 1 and not is_true(false, scene)
+            assert named(false)["colour"] != {scene.colour}
+            continue
+        assert a == b and two_named(false) != two_named(true)
+        changes["sides" if two_named(false)[0] == two_named(true)[0][::-1] else "colours"] += 1
+    assert min(changes.values()) > 80 and set(changes) == {"sides", "colours"}
+
+
 @pytest.mark.parametrize("attribute", JUDGED)
 def test_prompts_name_one_value_and_a_noun(attribute):
     values = prompts(attribute)

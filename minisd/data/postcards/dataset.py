@@ -110,6 +110,27 @@ class Postcards(Dataset):
             for pair in zip(scenes, self._numbers, strict=True)
         ]
 
+    @cached_property
+    def false_captions(self) -> list[str]:
+        """One full caption for each postcard that is false, in almost the words of the true one.
+
+        Of two subjects the colours are exchanged or the sides, of one the colour is another.
+        """
+        scenes, coin = self.scenes, self.scenes.integer("false")
+        double, alike = scenes.second > 0, scenes.second_colour == scenes.colour + 1
+        mirrored = double & ((coin % 2 == 0) | alike)
+        hues, column = len(ATTRIBUTES["colour"]), list(ATTRIBUTES).index("colour")
+        labels = scenes.labels.clone()
+        labels[:, column] = (scenes.colour + 1 + coin % (hues - 1)) % hues
+        labels[double] = scenes[double].exchanged("colours").labels
+        labels = torch.where(mirrored[:, None], scenes.labels, labels)
+        return [
+            compose(scene, number, full=True, mirrored=mirror)
+            for scene, number, mirror in zip(
+                Scenes(labels, scenes.seed), self._numbers, mirrored.tolist(), strict=True
+            )
+        ]
+
     @property
     def _numbers(self) -> list[int]:
         high, low = (self.scenes.integer(f"caption {part}") for part in range(2))
