@@ -42,18 +42,11 @@ def check_add_noise_at(answer: Callable) -> None:
             ) from None
         earlier = alphas_cumprod[t - 1].reshape(-1, 1, 1, 1)
         first = column[:1]
+        for level in (column, earlier):  # a wrong formula is named first, then a wrong level
+            _recognise(got, _wrong_jumps(x_start, noise, level), wanted)
         _recognise(
             got,
             {
-                "You forgot the square roots.": column * x_start + (1 - column) * noise,
-                "The noise lacks its square root.": column.sqrt() * x_start + (1 - column) * noise,
-                "The picture lacks its square root.": column * x_start
-                + (1 - column).sqrt() * noise,
-                "Picture and noise have each other's factor.": (1 - column).sqrt() * x_start
-                + column.sqrt() * noise,
-                "Picture and noise change places.": column.sqrt() * noise
-                + (1 - column).sqrt() * x_start,
-                "The picture is not faded.": x_start + (1 - column).sqrt() * noise,
                 "This is one level too early: alphas_cumprod[t] belongs to t.": earlier.sqrt()
                 * x_start
                 + (1 - earlier).sqrt() * noise,
@@ -76,30 +69,55 @@ def check_add_noise_at(answer: Callable) -> None:
         expect_close(got, wanted, f"x_t for pictures {shape}", "See DDPM eq. 4.")
 
 
+def _wrong_jumps(x_start: Tensor, noise: Tensor, level: Tensor) -> dict[str, Tensor]:
+    """Return {what is wrong: the wrong x_t} for a level that broadcasts against the pictures."""
+    root, other = level.sqrt(), (1 - level).sqrt()
+    return {
+        "You forgot the square roots.": level * x_start + (1 - level) * noise,
+        "The noise lacks its square root.": root * x_start + (1 - level) * noise,
+        "The picture lacks its square root.": level * x_start + other * noise,
+        "The factor of the noise is sqrt(1 - alpha_bar), not 1 - sqrt(alpha_bar): the two "
+        "variances must add up to 1.": root * x_start + (1 - root) * noise,
+        "Picture and noise have each other's factor.": other * x_start + root * noise,
+        "The picture is not faded.": x_start + other * noise,
+    }
+
+
 @exercise("2.2")
-def check_level_of_equal_parts(answer: Callable) -> None:
-    """Ask for the level in every schedule."""
-    for name, betas in SCHEDULES.items():
-        alphas_cumprod = alphas_cumprod_of(betas)
-        wanted = int((signal_to_noise_ratio(alphas_cumprod) > 1).sum())
-        got = answer(alphas_cumprod.clone())
-        if isinstance(got, Tensor) and got.numel() == 1:
-            got = got.item()
-        if not isinstance(got, int):
-            raise Wrong(f"Return one whole number, not {type(got).__name__}.")
-        if got == wanted:
-            continue
-        half_amplitude = int((alphas_cumprod.sqrt() > 0.5).sum())
-        hints = {
-            wanted - 1: "That is the last level at which the picture is still stronger.",
-            wanted + 1: "That is one too late: levels are counted from 0.",
-            half_amplitude: "There sqrt(alpha_bar) is 1/2. The SNR compares variances: "
-            "which alpha_bar makes abar / (1 - abar) equal to 1?",
-            len(alphas_cumprod) - 1: "That is the last level. Look for the first one.",
-            0: "That is the first level of all, where there is hardly any noise.",
-        }
-        hint = hints.get(got, "Compute the SNR of all levels, and count those above 1.")
-        raise Wrong(f"For the schedule '{name}', {got} is not the level. {hint}")
+def check_percent_left(answer: Callable) -> None:
+    """Ask for two guesses, and say where the reasoning went astray."""
+    truth = {
+        steps: 100 * alphas_cumprod_of(make_betas("linear", steps))[-1].item()
+        for steps in (100, 10)
+    }
+    guesses = {}
+    for steps in truth:
+        guess = answer(steps)
+        if not isinstance(guess, int | float) or not 0 <= guess <= 100:
+            raise Wrong(f"For {steps} steps, return a number from 0 to 100, not {guess!r}.")
+        guesses[steps] = guess
+    many, few = guesses[100], guesses[10]
+    if 0 < few <= 1 and many <= 1:
+        raise Wrong(f"{few} looks like a share of 1. Return percent.")
+    if few < many:
+        raise Wrong("Each step takes a part of the picture away. Which is more, 10 steps or 100?")
+    if few == many:
+        raise Wrong(
+            "Both the same? The steps are as large as before, and there are fewer of them. "
+            "How much does an average step take away?"
+        )
+    if many < 15:
+        raise Wrong(
+            f"{many} % after 100 steps is too little. An average step takes 1 %, but 1 % of what "
+            "is left by then: 100 such steps do not take everything."
+        )
+    for steps, guess in guesses.items():
+        if abs(guess - truth[steps]) > 10:
+            size = "much" if guess > truth[steps] else "little"
+            raise Wrong(
+                f"{guess} % after {steps} steps is too {size}. Beta is about 0.01 on average, and "
+                "each step multiplies what is left by 1 - beta."
+            )
 
 
 @exercise("2.3")
@@ -190,6 +208,39 @@ def check_end_at_zero(answer: Callable) -> None:
             )
         hint = "Shift sqrt(alphas_cumprod) down, then multiply it by one factor."
         expect_close(after, wanted, f"{what}alphas_cumprod of your betas", hint)
+
+
+@exercise("2.5")
+def check_level_when_averaged(answer: Callable) -> None:
+    """Ask at several levels; a measured answer may be three levels off."""
+    for name in ("linear", "v1.5's"):
+        alphas_cumprod = alphas_cumprod_of(SCHEDULES[name])
+        ratios = signal_to_noise_ratio(alphas_cumprod)
+        for t in (300, 500, 700):
+            likely = {
+                "This is the level itself: what does averaging four pixels do to the noise?": 1.0,
+                "That would be right if the *standard deviation* counted. The SNR compares "
+                "variances: what does the mean of four numbers do to the variance?": 2.0,
+                "Averaging makes the noise weaker, not stronger: look before t.": 0.25,
+                "That is the SNR of four pixels averaged twice.": 16.0,
+            }
+            levels = {
+                text: int((ratios / (gain * ratios[t])).log().abs().argmin())
+                for text, gain in likely.items()
+            }
+            wanted = int((ratios / (4 * ratios[t])).log().abs().argmin())
+            got = answer(alphas_cumprod.clone(), t)
+            if isinstance(got, Tensor) and got.numel() == 1:
+                got = got.item()
+            if not isinstance(got, int):
+                raise Wrong(f"Return one whole number, not {type(got).__name__}.")
+            if abs(got - wanted) <= 3:
+                continue
+            hint = "Measure the variance of the averaged noise, and look for its SNR in the list."
+            for text, level in levels.items():
+                if abs(got - level) <= 3:
+                    hint = text
+            raise Wrong(f"For the schedule '{name}' at t = {t}, {got} is not the level. {hint}")
 
 
 def _recognise(got: object, mistakes: dict[str, Tensor], wanted: Tensor, before: str = "") -> None:
