@@ -7,6 +7,11 @@ chapter 5 draws its figure from them, and an interrupted run goes on from there.
 the same noise, the same network in the same precision, and `trailing` timesteps unless the row says
 otherwise. Only DDPM clips its estimates of x_0, as in chapter 4: the others follow the network. FID
 is measured as by `minisd evaluate`, and compares only at equal numbers of samples.
+
+Sample k of every row comes from the same noise, so two rows are compared in pairs: `confidences`
+keeps the judge's answer to each sample, and `fid_resampled` the FIDs of resamples that are the same
+in every row. The interval of a difference is that of the differences of these. Where minisd does
+otherwise than diffusers, the pictures are compared under `match_diffusers`.
 """
 
 import argparse
@@ -19,15 +24,16 @@ from minisd import UNet
 from minisd.book.compat import declare_torchvision_operators
 from minisd.classifier import Classifier
 from minisd.data.digits import digits
-from minisd.device import best_device
+from minisd.device import best_device, in_batches
 from minisd.files import read_json
 from minisd.lab.evaluation import score_digits
 from minisd.lab.results import Results, table
+from minisd.metrics import frechet_distance
 from minisd.pipeline import sample
 from minisd.pretrained import locate
 from minisd.schedulers import SAMPLERS
 
-JUDGE, FILE = "digits-judge", "samplers.json"
+JUDGE, FILE, RESAMPLES = "digits-judge", "samplers.json", 200
 FEW = (5, 10, 20, 50)
 KARRAS = {"use_karras_sigmas": True}
 ROWS = [  # label, sampler, its settings, steps
@@ -69,6 +75,19 @@ def draw(unet, scheduler, steps: int, n: int, precision: torch.dtype):
     return images, time.perf_counter() - start
 
 
+def paired(judge, images, real) -> dict[str, list[float]]:
+    """Return what tests between rows need: one number for each sample, one for each resample."""
+    features, test = in_batches(judge.features, images), in_batches(judge.features, real)
+    with torch.no_grad():
+        confidences = judge.heads["digit"](features).softmax(-1).amax(-1)
+    generator, n = torch.Generator().manual_seed(1), len(images)
+    draws = [torch.randint(n, (n,), generator=generator) for _ in range(RESAMPLES)]
+    return {
+        "confidences": [round(each, 4) for each in confidences.tolist()],
+        "fid_resampled": [round(frechet_distance(features[rows], test), 4) for rows in draws],
+    }
+
+
 def measure(
     model: str, unet, judge, real, row, n: int, compared: int, precision: torch.dtype
 ) -> dict:
@@ -90,10 +109,12 @@ def measure(
         "confidence_real": scores.confidence_real,
         "milliseconds": 1000 * seconds / n,
         "precision": str(precision).removeprefix("torch."),
+        **paired(judge, images, real[1][:n]),
     }
     if calls <= 50:
-        ours, our_seconds = draw(unet, scheduler, steps, compared, torch.float32)
+        our_scheduler = make(model, sampler, settings | {"match_diffusers": True})
         their_scheduler = make(model, sampler, settings, theirs=True)
+        ours, our_seconds = draw(unet, our_scheduler, steps, compared, torch.float32)
         theirs, their_seconds = draw(unet, their_scheduler, steps, compared, torch.float32)
         result["difference"] = (ours - theirs).abs().max().item()
         result["time_ratio"] = our_seconds / their_seconds

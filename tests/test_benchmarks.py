@@ -132,6 +132,22 @@ def test_a_row_is_scored_and_laid_beside_diffusers(schedulers):
     assert result["difference"] < 1e-4 and result["time_ratio"] > 0
     low, high = result["fid_interval"]
     assert 0 < low < result["fid"] < high and 0 < result["confidence"] <= 1
+    sure = torch.tensor(result["confidences"])
+    assert len(sure) == 40 and sure.mean().item() == pytest.approx(result["confidence"], abs=1e-4)
+
+
+def test_rows_of_samplers_are_resampled_in_pairs(schedulers, monkeypatch):
+    """A sampler that is a little worse for every noise is worse in every resample."""
+    judge, real = Classifier.from_pretrained("digits-judge"), digits("test").images[:150]
+    monkeypatch.setattr(schedulers, "RESAMPLES", 5)
+    generator = torch.Generator().manual_seed(0)
+    better = real + 0.3 * torch.randn(real.shape, generator=generator)
+    worse = real + 1.3 * (better - real)
+    one, again, other = (schedulers.paired(judge, x, real) for x in (better, better, worse))
+    assert one == again and len(set(one["fid_resampled"])) == 5
+    gaps = [b - a for a, b in zip(one["fid_resampled"], other["fid_resampled"], strict=True)]
+    spread = max(one["fid_resampled"]) - min(one["fid_resampled"])
+    assert min(gaps) > 0 and max(gaps) - min(gaps) < spread
 
 
 def test_the_digits_are_read_once_and_an_interrupted_run_goes_on(
