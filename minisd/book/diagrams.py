@@ -130,3 +130,67 @@ def _arrow(start: str, end: str, dotted: bool, lit: Collection[str]) -> str:
         f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4"{dash} '
         'marker-end="url(#tip)"/>'
     )
+
+
+@dataclass(frozen=True)
+class Row:
+    """What two systems have in common: its name, and what to write of it on either side.
+
+    With `parameters`, in millions, it is a network; without, the data that flows between two.
+    Lines are split by ";".
+    """
+
+    label: str
+    colour: str
+    texts: tuple[str, str]
+    parameters: tuple[float, float] | None = None
+
+
+COLUMNS = 8, 196  # where the two systems begin
+LARGEST = 150  # side of the largest square
+
+
+def side_by_side(titles: tuple[str, str], rows: Collection[Row]) -> SVG:
+    """Draw two systems from top to bottom: data as pills, networks as squares of true area."""
+    largest = max(max(row.parameters) for row in rows if row.parameters)
+    parts, y = [], 36.0
+    for x, title in zip(COLUMNS, titles, strict=True):
+        parts.append(f'<text x="{x}" y="20" font-weight="600">{escape(title)}</text>')
+    for row in rows:
+        if y > 36:
+            parts += [f'<path d="M{x + 14} {y - 18:g}v14" stroke="{QUIET}"/>' for x in COLUMNS]
+        height = 26.0
+        for side, x in enumerate(COLUMNS):
+            lines = f"{row.label};{row.texts[side]}".split(";")
+            if row.parameters is None:
+                parts.append(_pill(x, y, " ".join(lines), row.colour))
+                continue
+            edge = LARGEST * (row.parameters[side] / largest) ** 0.5
+            parts.append(_square(x, y, edge, lines, row.colour))
+            height = max(height, edge, 17.0 * len(lines))
+        y += height + 22
+    words = "; ".join(f"{row.label}: {row.texts[0]} and {row.texts[1]}" for row in rows)
+    return SVG(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 390 {y - 12:g}" width="520" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="13" fill="{INK}">'
+        f"<title>{escape(f'{titles[0]} beside {titles[1]}. {words}')}</title>"
+        f'<rect width="390" height="{y - 12:g}" rx="6" fill="{PAPER}"/>{"".join(parts)}</svg>'
+    )
+
+
+def _pill(x: float, y: float, text: str, colour: str) -> str:
+    return (
+        f'<rect x="{x}" y="{y:g}" width="172" height="26" rx="13" fill="none" stroke="{colour}"/>'
+        f'<text x="{x + 12}" y="{y + 18:g}">{escape(text)}</text>'
+    )
+
+
+def _square(x: float, y: float, edge: float, lines: list[str], colour: str) -> str:
+    inside = edge >= LARGEST  # only the largest has room for its own text
+    at, fill = (x + 10, PAPER) if inside else (x + edge + 8, INK)
+    words = "".join(
+        f'<text x="{at:g}" y="{y + 13 + 17 * i + 6 * inside:g}" fill="{fill}" '
+        f'font-weight="{400 if i else 600}">{escape(line.strip())}</text>'
+        for i, line in enumerate(lines)
+    )
+    return f'<rect x="{x}" y="{y:g}" width="{edge:g}" height="{edge:g}" fill="{colour}"/>{words}'

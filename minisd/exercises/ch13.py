@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
 from minisd.full_size import random_tensor
+from minisd.pretrained import Unfilled
 from minisd.unet import UNet, UNetConfig
-from minisd.weights import vae_upgrade
 
 ORIGINAL = {  # inside a ResnetBlock: minisd -> the file of 2022
     "norm_1": "in_layers.0",
@@ -68,8 +69,13 @@ def attention_in_slices(answer: Callable) -> None:
         with LargestTensor() as largest:
             got = answer(q.clone(), k.clone(), v.clone(), rows)
         right = F.scaled_dot_product_attention(q, k, v)
+        scores = [part @ k.mT / part.shape[-1] ** 0.5 for part in q.split(rows, dim=2)]
         hint = "Softmax runs over the keys, so each query's row can be computed by itself."
-        if n % rows:
+        if _is(got, torch.cat([part.softmax(dim=-2) @ v for part in scores], dim=2)):
+            hint = (
+                "Your weights sum to 1 over the queries: for each query they must, over the keys."
+            )
+        elif n % rows:
             hint = "The last slice may be shorter than the others."
         expect_close(got, right, f"The answer for {n} queries, {rows} at a time,", hint, 1e-5)
         allowed = max(2 * 3 * min(rows, n) * m, q.numel(), k.numel())
@@ -78,6 +84,10 @@ def attention_in_slices(answer: Callable) -> None:
                 f"A tensor of {largest.numbers:,} numbers was made: with {rows} queries at a time "
                 f"{allowed:,} are enough. Slice the queries before you multiply."
             )
+
+
+def _is(got: object, wanted: Tensor) -> bool:
+    return isinstance(got, Tensor) and got.shape == wanted.shape and torch.allclose(got, wanted)
 
 
 def agreeing(seed: int) -> UNet:
@@ -142,35 +152,71 @@ def first_difference(answer: Callable) -> None:
         raise Wrong(f"Hooks were left behind on {len(hooked)} modules: remove them at the end.")
 
 
+QUESTIONS = {  # what -> (how many times as much, {likely mistake: hint})
+    "parameters, twice the width": (
+        4,
+        {
+            2: "A layer has twice the inputs, and each of them goes to twice the outputs.",
+            8: "Count one convolution from c channels to c: its kernel stays 3 x 3.",
+        },
+    ),
+    "parameters, twice the side": (
+        1,
+        {4: "A weight is used at every place, but stored once.", 2: "Where would they be stored?"},
+    ),
+    "operations of a convolution, twice the side": (
+        4,
+        {2: "Both sides double. How many places are there?", 1: "It computes at every place."},
+    ),
+    "attention weights, twice the side": (
+        16,
+        {
+            4: "The places are four times as many: both the queries and the keys.",
+            8: "Two sides of the picture, and two sides of the matrix.",
+            2: "First count the places, then the pairs of them.",
+        },
+    ),
+}
+
+
 @exercise("13.4")
-def old_file(answer: Callable) -> None:
-    """Compare with the names and shapes of today, tensor by tensor."""
-    generator = seeded(4)
-    old = {}
-    for half in ("encoder", "decoder"):
-        for name in ("query", "key", "value", "proj_attn"):
-            prefix = f"{half}.mid_block.attentions.0.{name}"
-            shape = (8, 8) if half == "encoder" else (8, 8, 1, 1)
-            old[f"{prefix}.weight"] = torch.randn(shape, generator=generator)
-            old[f"{prefix}.bias"] = torch.randn(8, generator=generator)
-        old[f"{half}.mid_block.resnets.0.conv_shortcut.weight"] = torch.randn(
-            8, 4, 1, 1, generator=generator
-        )
-    old["quant_conv.weight"] = torch.randn(8, 8, 1, 1, generator=generator)
-    wanted, got = vae_upgrade(old), answer(dict(old))
-    if not isinstance(got, dict):
-        raise Wrong(f"Return a dictionary of tensors, not {type(got).__name__}.")
-    for what, names in (
-        ("missing", wanted.keys() - got.keys()),
-        ("new", got.keys() - wanted.keys()),
-    ):
-        if names:
-            raise Wrong(
-                f"{len(names)} names are {what}, {min(names)} for one. It is to_q, to_k, to_v and "
-                "to_out.0 now, in the attention only."
-            )
-    for name, right in wanted.items():
-        hint = (
-            "Only the attention's 1 x 1 convolutions became linear layers; other convolutions stay."
-        )
-        expect_close(got[name], right, name, hint, tolerance=0.0)
+def predictions(answer: Callable) -> None:
+    """Ask for four factors."""
+    got = answer()
+    if not isinstance(got, dict) or got.keys() != QUESTIONS.keys():
+        raise Wrong(f"Return a dictionary with the keys {', '.join(QUESTIONS)}.")
+    for question, (right, mistakes) in QUESTIONS.items():
+        if got[question] != right:
+            hint = mistakes.get(got[question], "Think of a single layer, and count.")
+            raise Wrong(f"{question}: not {got[question]!r} times. {hint}")
+
+
+@exercise("13.5")
+def wider_words(answer: Callable) -> None:
+    """Compare with the U-Net of SD 2, counted on the meta device."""
+    small, large = _shapes(UNetConfig.SD15), _shapes(replace(UNetConfig.SD15, context_dim=1024))
+    total = sum(shape.numel() for shape in large.values())
+    changed = sum(small[key] != large[key] for key in small)
+    got = answer()
+    if not isinstance(got, tuple) or len(got) != 2:
+        raise Wrong("Return two numbers: the parameters, and the tensors that changed their shape.")
+    hints = {
+        sum(shape.numel() for shape in small.values()): "That is v1.5: set context_dim to 1024.",
+        4 * total: "These are bytes.",
+        changed: "First the parameters, then the tensors.",
+    }
+    if got[0] != total:
+        hint = hints.get(got[0], "Take v1.5's config, and replace its context_dim alone.")
+        raise Wrong(f"The parameters are not {got[0]!r}. {hint}")
+    if got[1] != changed:
+        hint = "Compare the shapes in the two state_dict(), name by name."
+        if got[1] == changed / 2:
+            hint = "The words give the keys, and also the values."
+        elif got[1] == sum("cross_attention" in key for key in small):
+            hint = "Some tensors of the cross-attention never touch the words."
+        raise Wrong(f"The tensors with another shape are not {got[1]!r}. {hint}")
+
+
+def _shapes(config: UNetConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"), Unfilled():
+        return {key: tensor.shape for key, tensor in UNet(config).state_dict().items()}

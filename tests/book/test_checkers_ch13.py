@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import minisd
-from minisd.exercises.ch13 import ORIGINAL
+from minisd.exercises.ch13 import ORIGINAL, QUESTIONS
+
+# v1.5, and 256 numbers more in the rows of to_k and to_v: 5 blocks of 320, 5 of 640, 6 of 1280.
+SD2 = 859_520_964 + 2 * 256 * (5 * 320 + 5 * 640 + 6 * 1280)
 
 
 def original(key, first=1, ways=("input", "output")):
@@ -56,18 +59,26 @@ def by_module_order(ours, theirs, *inputs):
     return next((name for name in names if name in a and not torch.equal(a[name], b[name])), None)
 
 
-def upgraded(tensors, everywhere=False):
-    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    result = {}
-    for key, tensor in tensors.items():
-        for old, new in names.items():
-            key = key.replace(f".{old}.", f".{new}.")
-        flat = tensor.ndim == 4 and (everywhere or ".attentions." in key)
-        result[key] = tensor.flatten(1) if flat else tensor
-    return result
+def over_queries(q, k, v, rows):
+    parts = [(part @ k.mT / part.shape[-1] ** 0.5).softmax(dim=-2) for part in q.split(rows, dim=2)]
+    return torch.cat([part @ v for part in parts], dim=2)
 
 
-RIGHT = {"13.1": original, "13.2": sliced, "13.3": first_difference, "13.4": upgraded}
+FACTORS = dict(zip(QUESTIONS, (4, 1, 4, 16), strict=True))
+
+
+def predicted(**wrong):
+    (question,) = [q for q in QUESTIONS if wrong["about"] in q]
+    return lambda: FACTORS | {question: wrong["says"]}
+
+
+RIGHT = {
+    "13.1": original,
+    "13.2": sliced,
+    "13.3": first_difference,
+    "13.4": lambda: FACTORS,
+    "13.5": lambda: (SD2, 32),
+}
 MISTAKES = [
     ("13.1", lambda key: original(key, first=0), "count from 1"),
     ("13.1", lambda key: original(key, ways=("down", "up")), "appendix"),
@@ -77,9 +88,19 @@ MISTAKES = [
     ("13.3", by_module_order, "ends last"),
     ("13.3", lambda *args: first_difference(*args, leave=True), "left behind"),
     ("13.3", lambda *args: None, "Note the name"),
-    ("13.4", lambda tensors: tensors, "names are missing"),
-    ("13.4", lambda tensors: upgraded(tensors, everywhere=True), "other convolutions stay"),
-    ("13.4", lambda tensors: None, "Return a dictionary"),
+    ("13.2", over_queries, "sum to 1 over the queries"),
+    ("13.4", lambda: None, "Return a dictionary"),
+    ("13.4", predicted(about="width", says=2), "twice the outputs"),
+    ("13.4", predicted(about="parameters, twice the side", says=4), "stored once"),
+    ("13.4", predicted(about="convolution", says=2), "Both sides double"),
+    ("13.4", predicted(about="attention", says=4), "queries and the keys"),
+    ("13.4", predicted(about="attention", says=5), "a single layer"),
+    ("13.5", lambda: SD2, "Return two numbers"),
+    ("13.5", lambda: (859_520_964, 32), "That is v1.5"),
+    ("13.5", lambda: (4 * SD2, 32), "bytes"),
+    ("13.5", lambda: (32, SD2), "First the parameters"),
+    ("13.5", lambda: (SD2, 16), "also the values"),
+    ("13.5", lambda: (SD2, 80), "never touch the words"),
 ]
 
 

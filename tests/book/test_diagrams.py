@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minisd.book.diagrams import MAP, system_map
+from minisd.book.diagrams import MAP, Row, side_by_side, system_map
+from minisd.book.plots import NOISE, WORDS
 
 
 def texts(drawing):
@@ -43,3 +44,26 @@ def test_a_label_is_text_whatever_it_holds(monkeypatch):
 def test_a_part_that_is_not_on_the_map(settings):
     with pytest.raises(ValueError, match="judge"):
         system_map(**settings)
+
+
+ROWS = (
+    Row("words", WORDS, ("33 × 192", "77 × 768")),
+    Row("U-Net", NOISE, ("4 M; two levels", "860 M; four levels"), (4.0, 864.0)),
+    Row("text & more", WORDS, ("6 M", "216 M"), (6.0, 216.0)),
+)
+
+
+def test_squares_have_areas_as_their_parameters():
+    drawing = side_by_side(("ours", "theirs"), ROWS)
+    root = ElementTree.fromstring(drawing.markup)
+    _, *boxes = root.iter("{http://www.w3.org/2000/svg}rect")  # the first is the paper
+    squares = [float(box.get("width")) for box in boxes if box.get("rx") is None]
+    assert [edge**2 / squares[1] ** 2 for edge in squares] == pytest.approx(
+        [n / 864 for row in ROWS[1:] for n in row.parameters], rel=1e-4
+    )
+
+
+def test_every_word_of_both_sides_is_written():
+    shown = texts(side_by_side(("ours", "theirs"), ROWS))
+    assert {"ours", "theirs", "words 33 × 192", "words 77 × 768"} <= set(shown)
+    assert {"text & more", "4 M", "two levels", "860 M", "four levels", "216 M"} <= set(shown)
