@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -236,3 +237,34 @@ def test_full_size_is_measured_beside_diffusers_on_small_networks():
     ]  # fmt: skip
     assert rows[0][-1].strip() == "-"
     assert all(float(row[-1]) <= 1e-4 for row in rows[1:])
+
+
+def test_autoencoders_are_compared_at_equal_processor_time(monkeypatch, capsys):
+    """A step that takes twice the time leaves half the steps; each run prints its row."""
+    autoencoders = load("autoencoders")
+    small = replace(autoencoders.ARMS["fine"], channels=(8, 8, 8), batch_size=4)
+    monkeypatch.setattr(autoencoders, "ARMS", {"one": small, "other": small})
+    spent = iter([1.5, 3.0])
+    monkeypatch.setattr(autoencoders, "seconds_of_a_step", lambda arm, cards: next(spent))
+    arguments = "--minutes 0.1 --seeds 2 --arms one,other --cards 8 --samples 4".split()
+    monkeypatch.setattr("sys.argv", ["autoencoders.py", *arguments])
+    threads = torch.get_num_threads()
+    try:
+        autoencoders.main()
+    finally:
+        torch.set_num_threads(threads)
+    rows = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"[\d.]+$", "", row.split(":")[0]) for row in rows] == [
+        "one, seed ", "one, seed ", "other, seed ", "other, seed ",
+    ]  # fmt: skip
+    assert [int(re.search(r"(\d+) steps", row)[1]) for row in rows] == [4, 4, 2, 2]
+    assert rows[0] != rows[1] and all("edges kept on the subject" in row for row in rows)
+
+
+def test_the_edges_of_an_error_count(generator):
+    with_edges = load("autoencoders").with_edges
+    flat, striped = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    striped[..., ::2] = 1
+    assert with_edges(striped, striped) == 0
+    assert with_edges(striped, flat).item() == pytest.approx(0.5 + 1.0)
+    assert with_edges(flat + 1, flat).item() == pytest.approx(1.0)
