@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minisd.book.diagrams import MAP, system_map
+from minisd.book.diagrams import MAP, ladder, system_map
 
 
 def texts(drawing):
@@ -43,3 +43,14 @@ def test_a_label_is_text_whatever_it_holds(monkeypatch):
 def test_a_part_that_is_not_on_the_map(settings):
     with pytest.raises(ValueError, match="judge"):
         system_map(**settings)
+
+
+def test_a_ladder_writes_every_step_beside_its_result():
+    drawing = ladder([("", "ids (b,n)"), ("table", "a < b"), ("norm", "(b,n,d)")], "From a & b")
+    assert texts(drawing) == ["ids (b,n)", "table", "a < b", "norm", "(b,n,d)"]
+    root = ElementTree.fromstring(drawing.markup)
+    boxes = list(root.iter("{http://www.w3.org/2000/svg}rect"))[1:]  # without the paper
+    assert len(boxes) == 2  # what comes in has none
+    assert all(int(box.get("y")) + int(box.get("height")) <= 46 * 3 + 4 for box in boxes)
+    (title,) = root.iter("{http://www.w3.org/2000/svg}title")
+    assert title.text == "From a & b"
