@@ -10,6 +10,7 @@ from torch import Tensor
 from minisd.clip import CLIPTextConfig, CLIPTextModel
 from minisd.data.postcards import Postcards
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
+from minisd.layers import Attention
 from minisd.tokenizer import Tokenizer
 
 
@@ -77,8 +78,9 @@ def is_the_same(answer: Callable) -> None:
         model.position_embedding.weight.mul_(100 if positions else 0)
         for parameter in model.blocks.parameters():  # large weights, so that a change is seen
             parameter.mul_(3)
-        for block in model.blocks:
-            block.attention.causal = causal
+        for layer in model.modules():
+            if isinstance(layer, Attention):
+                layer.causal = causal
         one, other = model(torch.tensor([[0, 1, 2], [1, 0, 2]]))[:, -1]
         wanted = torch.allclose(one, other, atol=1e-5)
         got = answer(positions, causal, num_layers)
