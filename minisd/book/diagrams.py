@@ -1,6 +1,6 @@
 """The diagrams of the book, drawn by code as SVG."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -194,3 +194,35 @@ def _square(x: float, y: float, edge: float, lines: list[str], colour: str) -> s
         for i, line in enumerate(lines)
     )
     return f'<rect x="{x}" y="{y:g}" width="{edge:g}" height="{edge:g}" fill="{colour}"/>{words}'
+
+
+def ladder(steps: Sequence[tuple[str, str]], title: str, colour: str = WORDS) -> SVG:
+    """Draw steps from top to bottom: in boxes what is done, beside each what comes out of it.
+
+    A step is (label, result); one without a label is what the first step is given.
+    """
+    parts, height = [], 46 * len(steps) + 4
+    for row, (label, result) in enumerate(steps):
+        y = 46 * row + 8
+        if label:
+            parts.append(
+                f'<rect x="8" y="{y}" width="132" height="30" rx="6" fill="{colour}"/>'
+                f'<text x="74" y="{y + 20}" text-anchor="middle" fill="{PAPER}" '
+                f'font-weight="600">{escape(label)}</text>'
+            )
+        if row + 1 < len(steps):
+            top = y + (30 if label else 24)
+            parts.append(
+                f'<path d="M74 {top}V{y + 44}" stroke="{QUIET}" stroke-width="1.4" '
+                'marker-end="url(#rung)"/>'
+            )
+        place = f'x="156" y="{y + 20}"' if label else f'x="14" y="{y + 18}"'
+        parts.append(f'<text {place} fill="{INK}">{escape(result)}</text>')
+    return SVG(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 500 {height}" width="500" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="14">'
+        f"<title>{escape(title)}</title>"
+        '<defs><marker id="rung" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{QUIET}"/></marker></defs>'
+        f'<rect width="500" height="{height}" rx="6" fill="{PAPER}"/>{"".join(parts)}</svg>'
+    )

@@ -1,13 +1,17 @@
 """Checkers for the exercises of chapter 6, tokens and transformers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from minisd.clip import CLIPTextConfig, CLIPTextModel
+from minisd.data.postcards import Postcards
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
+from minisd.layers import Attention
+from minisd.tokenizer import Tokenizer
 
 
 @exercise("6.1")
@@ -53,6 +57,8 @@ def lay_out(answer: Callable) -> None:
             hint = f"It is {len(got)} long."
         elif 98 not in got:
             hint = "The end token was cut away: leave room for it, and for the start."
+        elif len(ids) < length - 2 and got[-1] != 99:
+            hint = "Padding goes behind the end token, for nothing in front may depend on it."
         elif got[0] != 97:
             hint = "The start token comes first."
         else:
@@ -61,39 +67,41 @@ def lay_out(answer: Callable) -> None:
 
 
 @exercise("6.3")
-def causal_weights(answer: Callable) -> None:
-    """Compare with the mask set before the softmax, and with the usual mistakes."""
-    scores = 2 * torch.randn(2, 3, 5, 5, generator=seeded())
-    later = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    got = answer(scores.clone())
-    right = scores.masked_fill(later, -math.inf).softmax(-1)
-    mistakes = {
-        "A word may look at itself: mask only what comes later (diagonal=1).": (
-            scores.masked_fill(later | torch.eye(5, dtype=torch.bool), -math.inf).softmax(-1)
-        ),
-        "Nobody may look ahead; you have forbidden to look back.": (
-            scores.masked_fill(later.T, -math.inf).softmax(-1)
-        ),
-        "Mask the scores before the softmax: these rows do not sum to 1.": (
-            scores.softmax(-1).masked_fill(later, 0)
-        ),
-        "A score of 0 is no mask, exp(0) is 1: use -inf.": (
-            scores.masked_fill(later, 0).softmax(-1)
-        ),
-        "The softmax goes over the keys, the last axis.": (
-            scores.masked_fill(later, -math.inf).softmax(-2)
-        ),
-        "Everybody looks at everybody here: where is the mask?": scores.softmax(-1),
-    }
-    for hint, wrong in mistakes.items():
-        if (
-            isinstance(got, Tensor)
-            and got.shape == wrong.shape
-            and torch.allclose(got.nan_to_num(), wrong.nan_to_num(), atol=1e-4)
-        ):
-            raise Wrong(hint)
-    hint = "Set the scores above the diagonal to -inf, then take the softmax of each row."
-    expect_close(got, right, "The weights", hint)
+@torch.no_grad()
+def is_the_same(answer: Callable) -> None:
+    """Ask small transformers whether the last state knows the order of the words before it."""
+    for positions, causal, num_layers in product((False, True), (False, True), (1, 2, 3)):
+        config = CLIPTextConfig(8, 4, dim=8, num_layers=num_layers, num_heads=2, eos_token_id=7)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            model = CLIPTextModel(config)
+        model.position_embedding.weight.mul_(100 if positions else 0)
+        for parameter in model.blocks.parameters():  # large weights, so that a change is seen
+            parameter.mul_(3)
+        for layer in model.modules():
+            if isinstance(layer, Attention):
+                layer.causal = causal
+        one, other = model(torch.tensor([[0, 1, 2], [1, 0, 2]]))[:, -1]
+        wanted = torch.allclose(one, other, atol=1e-5)
+        got = answer(positions, causal, num_layers)
+        if not isinstance(got, bool):
+            raise Wrong(f"Return True or False, not {got!r}.")
+        if got == wanted:
+            continue
+        if positions:
+            hint = "*red* has another position in the two texts, so it has another vector."
+        elif not causal:
+            hint = "Without positions and mask each word sees the same bag, in every block."
+        elif num_layers == 1:
+            hint = "The last word may see all. In one block it sees the bare words, a bag of them."
+        else:
+            hint = (
+                "What has *red* seen when *house* asks it in the second block? In one text *a* "
+                "and itself, in the other only itself."
+            )
+        told = f"positions={positions}, causal={causal}, num_layers={num_layers}"
+        verdict = "the same in both texts" if wanted else "not the same"
+        raise Wrong(f"With {told} the state of *house* is {verdict}. {hint}")
 
 
 @exercise("6.4")
@@ -148,3 +156,37 @@ def count_parameters(answer: Callable) -> None:
             f"num_layers={num_layers} there are {wanted:,} parameters, not {got!r}. "
             f"{hint or parts}"
         )
+
+
+@exercise("6.6")
+def tokens_per_caption(answer: Callable) -> None:
+    """Learn from few captions and from more, and count on others, with the usual mistakes."""
+    unseen = Postcards("test", 500, two=0.5).captions
+    for n in (20, 300):
+        captions = Postcards("train", n, two=0.5).captions
+        tokenizer = Tokenizer.train(captions, 1000)
+        wanted = mean_length(tokenizer, unseen)
+        got = answer(n)
+        if isinstance(got, Tensor):
+            got = got.item()
+        if not isinstance(got, int | float):
+            raise Wrong(f"Return one number, not {type(got).__name__}.")
+        if math.isclose(got, wanted, abs_tol=0.005):
+            continue
+        mistakes = {
+            mean_length(tokenizer, captions): "That is the mean of the captions it learned from.",
+            wanted + 2: "Do not count start and end: use `encode`.",
+            float(tokenizer.config.model_max_length): "Do not count padding: use `encode`.",
+            wanted * len(unseen): "That is the sum: divide by the number of captions.",
+            sum(map(len, unseen)) / len(unseen): "Those are characters: count the ids.",
+        }
+        hint = "Train with 1000 places on n captions, count on the 500 of the test."
+        for wrong, told in mistakes.items():
+            if math.isclose(got, wrong, abs_tol=0.005):
+                hint = told
+        raise Wrong(f"For n={n} it should be {wanted:.2f}, not {got:.2f}. {hint}")
+
+
+def mean_length(tokenizer: Tokenizer, captions: Sequence[str]) -> float:
+    """Return how many tokens a caption has on average, without start, end and padding."""
+    return sum(len(tokenizer.encode(caption)) for caption in captions) / len(captions)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minisd.book.diagrams import MAP, Row, side_by_side, system_map
+from minisd.book.diagrams import MAP, Row, ladder, side_by_side, system_map
 from minisd.book.plots import NOISE, WORDS
 
 
@@ -67,3 +67,14 @@ def test_every_word_of_both_sides_is_written():
     shown = texts(side_by_side(("ours", "theirs"), ROWS))
     assert {"ours", "theirs", "words 33 × 192", "words 77 × 768"} <= set(shown)
     assert {"text & more", "4 M", "two levels", "860 M", "four levels", "216 M"} <= set(shown)
+
+
+def test_a_ladder_writes_every_step_beside_its_result():
+    drawing = ladder([("", "ids (b,n)"), ("table", "a < b"), ("norm", "(b,n,d)")], "From a & b")
+    assert texts(drawing) == ["ids (b,n)", "table", "a < b", "norm", "(b,n,d)"]
+    root = ElementTree.fromstring(drawing.markup)
+    boxes = list(root.iter("{http://www.w3.org/2000/svg}rect"))[1:]  # without the paper
+    assert len(boxes) == 2  # what comes in has none
+    assert all(int(box.get("y")) + int(box.get("height")) <= 46 * 3 + 4 for box in boxes)
+    (title,) = root.iter("{http://www.w3.org/2000/svg}title")
+    assert title.text == "From a & b"

@@ -1,10 +1,8 @@
-import gzip
 import json
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
+from minisd.data.clip_vocabulary import clip_merges
 from minisd.tokenizer import BYTES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -13,9 +11,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 @pytest.fixture(scope="session")
 def v15_tokenizer(tmp_path_factory):
     """The four files of `tokenizer/` in a folder of Stable Diffusion v1.5."""
-    packed = Path(find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
-    merges = lines[1 : 49152 - 256 - 2 + 1]
+    merges = [" ".join(pair) for pair in clip_merges()]
     symbols = list(BYTES.values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m.split()) for m in merges)]
     tokens += [START, END]

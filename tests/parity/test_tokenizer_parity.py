@@ -1,6 +1,6 @@
 """minisd reads CLIP's tokenizer as transformers does, and open_clip's differs only in cleaning.
 
-The vocabulary is the real one, which comes with open_clip.
+The vocabulary is the real one.
 """
 
 import html
