@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from minisd.data.digits import digits
 from minisd.exercises.checking import Wrong, exercise, expect_close, seeded
-from minisd.layers import timestep_embedding
+from minisd.schedules import add_noise, make_betas
 from minisd.unet import UNet, UNetBlock, UNetConfig
 
 
@@ -83,39 +84,22 @@ def group_norm(answer: Callable) -> None:
 
 
 @exercise("3.3")
-def embedding(answer: Callable) -> None:
-    """`timestep_embedding(t, dim)` is cosines, then sines, of falling frequencies."""
-    t = torch.tensor([0, 1, 17, 500, 999])
-    got = answer(t, 8)
-    exponents = torch.arange(4) / 4
-
-    def waves(frequencies: Tensor) -> tuple[Tensor, Tensor]:
-        angles = t[:, None] * frequencies
-        return angles.cos(), angles.sin()
-
-    cos, sin = waves(10_000**-exponents)
-    mistakes = {
-        "The cosines come first, then the sines.": torch.cat([sin, cos], -1),
-        "First all cosines, then all sines; do not take turns.": torch.stack([cos, sin], -1),
-        "Sines and cosines take turns here; first all cosines, then all sines.": torch.stack(
-            [sin, cos], -1
-        ),
-        "The exponent is i / half, so the last is not quite 1; do not divide by half - 1.": (
-            torch.cat(waves(10_000 ** -(torch.arange(4) / 3)), -1)
-        ),
-        "The frequencies should fall: the exponent is negative.": torch.cat(
-            waves(10_000**exponents), -1
-        ),
-        "There are dim / 2 frequencies, and the exponent is i / (dim / 2), not i / dim.": (
-            torch.cat(waves(10_000 ** -(exponents / 2)), -1)
-        ),
-    }
-    for hint, wrong in mistakes.items():
-        if agrees(got, wrong.reshape(5, 8)):
-            raise Wrong(hint)
-    hint = "One row per t: the cosines of t * frequency, then the sines."
-    expect_close(got, timestep_embedding(t, 8), "The embedding", hint, 1e-3)
-    expect_close(answer(t, 32), timestep_embedding(t, 32), "With 32 numbers it", hint, 1e-3)
+def growth(answer: Callable) -> None:
+    """`growth()` says what larger pictures cost: parameters, multiplications, scores."""
+    wanted = {"parameters": 1, "multiplications": 4, "scores": 16}
+    got = answer()
+    if not isinstance(got, dict) or set(got) != set(wanted):
+        raise Wrong(f"Return a dictionary with the keys {', '.join(wanted)}.")
+    if got["parameters"] != 1:
+        raise Wrong("Parameters: a convolution slides the same weights over a picture of any size.")
+    if got["multiplications"] == 2:
+        raise Wrong("Multiplications: twice as wide, and twice as high.")
+    if got["multiplications"] != 4:
+        raise Wrong("Multiplications: a convolution costs the same at every position. Count these.")
+    if got["scores"] in (2, 4):
+        raise Wrong("Scores: there are more positions, and each compares itself with all of them.")
+    if got["scores"] != 16:
+        raise Wrong("Scores: n positions need n * n of them. By what factor does n grow?")
 
 
 @exercise("3.4")
@@ -200,3 +184,78 @@ def up_widths(answer: Callable) -> None:
             "width of conv_in, of every block and of every Downsample, but there is none after the "
             "last level; pop the latest first, and add it to the width that comes from below."
         )
+
+
+@exercise("3.6")
+def mended(answer: Callable) -> None:
+    """`Block(channels, emb_dim)` keeps pictures apart, hears the time, and adds to its input."""
+    block, g = answer(16, 8), seeded()
+    if not isinstance(getattr(block, "conv_2", None), nn.Conv2d):
+        raise Wrong("Keep the last convolution, and its name conv_2.")
+    nn.init.normal_(block.conv_2.weight, std=0.1, generator=g)
+    x, emb = torch.randn(4, 16, 7, 7, generator=g), torch.randn(4, 8, generator=g)
+    with torch.no_grad():
+        got = block(x, emb)
+        if got.shape != x.shape:
+            raise Wrong(f"The shape {tuple(x.shape)} should stay, not become {tuple(got.shape)}.")
+        if not torch.allclose(got[0], block(torch.cat([x[:1], 5 * x[1:]]), emb)[0], atol=1e-4):
+            raise Wrong(
+                "What becomes of a picture depends on the others in its batch. Which "
+                "normalisation looks at one picture at a time?"
+            )
+        if torch.allclose(got, block(x, emb.flip(0)), atol=1e-4):
+            raise Wrong(
+                "The block does not hear the time: what is added to a channel is taken away again. "
+                "How many channels must a group hold, so that they can differ?"
+            )
+        nn.init.zeros_(block.conv_2.weight)
+        if block.conv_2.bias is not None:
+            nn.init.zeros_(block.conv_2.bias)
+        if not torch.allclose(block(x, emb), x, atol=1e-5):
+            raise Wrong("With a conv_2 of zeros the input should come out as it is. Which path?")
+    if sum(isinstance(layer, nn.GroupNorm) for layer in block.modules()) != 2:
+        raise Wrong("Keep both normalisations, as group normalisations.")
+
+
+@exercise("3.7")
+@torch.no_grad()
+def harm(answer: Callable) -> None:
+    """`harm()` is the loss of digits-ddpm without its first skip, relative to that with it."""
+    with torch.enable_grad():
+        got = answer()
+    if not isinstance(got, int | float | Tensor):
+        raise Wrong(f"Return one number, not {type(got).__name__}.")
+    unet, x_start = UNet.from_pretrained("digits-ddpm"), digits("test").images[:64]
+    noise = torch.randn(x_start.shape, generator=seeded())
+    x_t = add_noise(x_start, noise, (1 - make_betas()).cumprod(0)[200])
+
+    def loss(cut: int | None) -> float:
+        emb = unet.time_embedding(torch.full((64,), 200))
+        x = unet.conv_in(x_t)
+        skips = [x]
+        for block in unet.down:
+            x = block(x, emb, None)
+            skips.append(x)
+        if cut is not None:
+            skips[cut] = torch.zeros_like(skips[cut])
+        x = unet.mid(x, emb, None)
+        for block in unet.up:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, None)
+        return F.mse_loss(unet.conv_out(F.silu(unet.norm_out(x))), noise).item()
+
+    def near(wanted: float, by: float = 0.2) -> bool:
+        return abs(float(got) / wanted - 1) < by
+
+    whole = loss(None)
+    if near(loss(0) / whole):
+        return
+    told = f"{float(got):.3g} is not the factor."
+    if near(whole / loss(0)):
+        raise Wrong(f"{told} Divide the loss without the skip by the loss with it.")
+    if near(loss(0), 0.06):
+        raise Wrong(f"{told} That is the loss without the skip; divide it by the loss with it.")
+    if near(loss(1) / whole):
+        raise Wrong(f"{told} You cut the skip of the first block; `conv_in` comes before it.")
+    if 0.8 < float(got) < 1.5:
+        raise Wrong(f"{told} That is next to no harm. `conv_in` is at the bottom of the stack.")
+    raise Wrong(f"{told} Put zeros in its place on the stack, not in what flows on, at t = 200.")
