@@ -291,11 +291,11 @@ MUTANTS = [
     ),
     # metrics
     Mutant("10 * torch.log10(4 / mse)", "10 * torch.log10(1 / mse)", METRICS),
-    Mutant("middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)", "middle = p", METRICS),
+    Mutant("middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)", "middle = p", ("test_intervals.py",)),
     Mutant("root_b.square().sum() - 2 * cross", "root_b.square().sum() - cross", METRICS),
     Mutant("(both / either).nanmean()", "(both / either).nan_to_num().mean()", METRICS),
     Mutant("c1, c2 = 0.01**2, 0.03**2", "c1, c2 = 0.03**2, 0.01**2", METRICS),
-    Mutant("return low - bias, high - bias", "return low, high", METRICS),
+    Mutant("return low - bias, high - bias", "return low, high", ("test_intervals.py",)),
     # quality
     Mutant("inside[:, :, 1:] & inside[:, :, :-1]", "inside[:, :, 1:]", QUALITY),
     Mutant("ours, theirs = rows.double().sum(dim=0)", "ours, theirs = rows[0]", QUALITY),

@@ -98,6 +98,21 @@ def timesteps_drawn(b, probabilities=None, seed=0):
     return seen[0]
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_the_diffusion_loss_asks_for_what_the_scheduler_predicts(generator, kind):
+    """A network that answers the right kind of question has no loss."""
+    scheduler = DDPMScheduler(prediction_type=kind)
+    x_start = torch.randn(8, 1, 2, 2, generator=generator)
+
+    def perfect(x_t, t, context):
+        alpha_bar = scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        noise = (x_t - alpha_bar.sqrt() * x_start) / (1 - alpha_bar).sqrt()
+        velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_start
+        return {"epsilon": noise, "sample": x_start, "v_prediction": velocity}[kind]
+
+    assert diffusion_loss(scheduler)(perfect, [x_start], seeded()) < 1e-6
+
+
 @pytest.mark.parametrize("probabilities", [None, torch.arange(10) / 45])
 def test_the_diffusion_loss_draws_timesteps_by_their_probabilities(probabilities):
     expected = torch.full((10,), 0.1) if probabilities is None else probabilities

@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import randomise
 
-from minisd import DDIMScheduler, DDPMScheduler, UNet, UNetConfig
+from minisd import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet, UNetConfig
 from minisd.device import seeded
 from minisd.maps import Concatenation
 from minisd.pipeline import ClassifierFreeGuidance, DenoisingState, denoise, sample
@@ -42,6 +42,23 @@ def test_the_loop_is_network_then_scheduler(unet):
         for t in scheduler.timesteps:
             x = scheduler.step(unet(x, t), t, x).prev_sample
     assert torch.equal(last.x, x)
+
+
+def test_what_the_scheduler_asks_for_is_done_to_the_noise_and_to_each_input():
+    """Euler's scheduler starts at a large sigma, and shows the network x / sqrt(sigma^2 + 1)."""
+    scheduler, seen = EulerDiscreteScheduler(), []
+
+    def record(x, t, context):
+        seen.append(x)
+        return torch.zeros_like(x)  # all that is left is the picture: x stays as it is
+
+    noise = torch.randn(2, 1, 4, 4)
+    states = list(denoise(record, scheduler, noise, 3))
+    start = scheduler.init_noise_sigma * noise
+    assert scheduler.init_noise_sigma > 10
+    for state, x, sigma in zip(states, seen, scheduler.sigmas, strict=False):
+        torch.testing.assert_close(state.x, start)
+        torch.testing.assert_close(x, start / (sigma**2 + 1) ** 0.5)
 
 
 def test_the_context_reaches_the_network():

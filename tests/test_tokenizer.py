@@ -55,6 +55,13 @@ def test_training_counts_words_and_merges_the_most_frequent_pair():
     assert list(tokenizer.ranks) == [("a", "b"), ("Ġ", "ab")]
 
 
+def test_training_sees_captions_as_the_tokenizer_will_write_them():
+    """Letters in lower case, and an accent as one letter, however it was typed."""
+    config = TokenizerConfig(do_lower_case=True)
+    plain = Tokenizer.train(["a caf\u00e9 by the sea"] * 2, 400, config)
+    assert Tokenizer.train(["A CAFE\u0301 BY THE SEA"] * 2, 400, config).vocab == plain.vocab
+
+
 def test_training_stops_when_every_word_is_one_token(tokenizer):
     full = Tokenizer.train(CAPTIONS, 10_000)
     assert full.vocab_size < 400
