@@ -42,29 +42,29 @@ class Captioned(Dataset):
         return [(item[0], ids) for item, ids in zip(items, self.ids[indices], strict=True)]
 
 
-class Contrasted(Dataset):
-    """The items of a captioned data set, each with the ids (n,) of a text that is false of it.
+class WithNegatives(Dataset):
+    """The items of a captioned data set, each with the ids (n,) of a hard negative: a false text.
 
-    Raises ValueError unless there is one false text for each item, or if the tokenizer would cut
-    one short.
+    Yuksekgonul et al. 2023, section 4. Raises ValueError unless there is one for each item, or if
+    the tokenizer would cut one short.
     """
 
-    def __init__(self, dataset: Captioned, false: list[str], tokenizer: Tokenizer):
-        if len(false) != len(dataset):
-            raise ValueError(f"{len(dataset)} pictures have {len(false)} false captions")
-        self.dataset, self.source, self.false = dataset, dataset.source, tokenizer(false)
-        check_lengths(false, self.false, tokenizer)
+    def __init__(self, dataset: Captioned, captions: list[str], tokenizer: Tokenizer):
+        if len(captions) != len(dataset):
+            raise ValueError(f"{len(dataset)} pictures have {len(captions)} negative captions")
+        self.dataset, self.source, self.ids = dataset, dataset.source, tokenizer(captions)
+        check_lengths(captions, self.ids, tokenizer)
 
     def __len__(self) -> int:
-        return len(self.false)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return (*self.dataset[index], self.false[index])
+        return (*self.dataset[index], self.ids[index])
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
         """Return the items of a batch; a DataLoader calls this in place of `__getitem__`."""
         items = self.dataset.__getitems__(indices)
-        return [(*item, false) for item, false in zip(items, self.false[indices], strict=True)]
+        return [(*item, ids) for item, ids in zip(items, self.ids[indices], strict=True)]
 
 
 class Latents(Dataset):

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from minisd import Tokenizer, TokenizerConfig
-from minisd.data.captioned import Captioned, Contrasted, Mapped
+from minisd.data.captioned import Captioned, Mapped, WithNegatives
 from minisd.data.postcards import Postcards
 
 
@@ -68,9 +68,9 @@ def test_no_caption_is_cut_short(tokenizer):
 
 def test_every_item_gets_a_false_caption():
     cards = Postcards("train", 40, size=16, two=0.5)
-    texts = cards.full_captions + cards.false_captions
+    texts = cards.full_captions + cards.negative_captions
     tokenizer = Tokenizer.train(texts, 600, TokenizerConfig(model_max_length=45))
-    data = Contrasted(Captioned(cards, tokenizer), cards.false_captions, tokenizer)
+    data = WithNegatives(Captioned(cards, tokenizer), cards.negative_captions, tokenizer)
     assert len(data) == 40 and data.source == "postcards"
     (images, ids, false), *_ = DataLoader(data, batch_size=8)
     assert torch.equal(images, cards.images()[:8])
@@ -78,13 +78,13 @@ def test_every_item_gets_a_false_caption():
         image, its_ids, other = data[index]
         assert torch.equal(image, cards[index][0])
         assert tokenizer.decode(its_ids) == cards.captions[index]
-        assert tokenizer.decode(other) == cards.false_captions[index]
+        assert tokenizer.decode(other) == cards.negative_captions[index]
     assert torch.equal(false[5], data[5][2]) and torch.equal(ids[5], data[5][1])
-    with pytest.raises(ValueError, match="40 pictures have 39 false captions"):
-        Contrasted(data.dataset, cards.false_captions[1:], tokenizer)
+    with pytest.raises(ValueError, match="40 pictures have 39 negative captions"):
+        WithNegatives(data.dataset, cards.negative_captions[1:], tokenizer)
     short = Tokenizer(tokenizer.vocab, tokenizer.ranks, TokenizerConfig(model_max_length=5))
     with pytest.raises(ValueError, match="at most 3 tokens"):
-        Contrasted(data.dataset, cards.false_captions, short)
+        WithNegatives(data.dataset, cards.negative_captions, short)
 
 
 def test_every_item_gets_its_map(postcards, tokenizer):

@@ -48,7 +48,11 @@ class Canvas:
         """Give all pictures to paint the first subject on, then those that have a second."""
         yield self
         for part in self.where(~self.has("second", "none")):
-            yield Canvas(part.scenes.seconds(), part.image, part.label, "second ")
+            yield part.second()
+
+    def second(self) -> "Canvas":
+        """Return the same pictures, on which the second subject is painted as if it were alone."""
+        return Canvas(self.scenes.seconds(), self.image, self.label, "second ")
 
     def pick(self, table: Tensor, attribute: str) -> Tensor:
         """Look an attribute up in a table of colours (m,3,1,1) or of numbers (m,1,1,1)."""

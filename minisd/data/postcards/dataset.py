@@ -111,7 +111,7 @@ class Postcards(Dataset):
         ]
 
     @cached_property
-    def false_captions(self) -> list[str]:
+    def negative_captions(self) -> list[str]:
         """One full caption for each postcard that is false, in almost the words of the true one.
 
         Of two subjects the colours are exchanged or the sides, of one the colour is another.

@@ -89,7 +89,7 @@ def paint(canvas: Canvas) -> None:
         sea = subject.has("ground", "sea")
         for part in subject.where(~sea):
             paint_shadow(part)
-        for _ in range(2):
+        for _ in range(2):  # once would do; the bundled models have learned this softer edge
             for part in subject.where(sea & ~subject.has("subject", "boat", "balloon")):
                 paint_island(part)
     for subject in canvas.subjects():
@@ -114,7 +114,7 @@ def standing(canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
 def shore(canvas: Canvas) -> Tensor:
     """Return the height (n,1,1,1) of the water's edge, where mirror images begin: the lowest."""
     edges = []
-    for subject in (canvas, Canvas(canvas.scenes.seconds(), canvas.image, None, "second ")):
+    for subject in (canvas, canvas.second()):
         _, y, scale = standing(subject)
         edge = y.where(subject.has("subject", "boat"), y - 0.06 * scale)
         edges.append(canvas.horizon.where(subject.has("subject", "balloon"), edge))
