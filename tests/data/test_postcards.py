@@ -35,6 +35,7 @@ from minisd.data.postcards import (
     pairs,
     render,
 )
+from minisd.data.postcards.canvas import Canvas
 from minisd.data.postcards.captions import compose, prompts
 from minisd.data.postcards.drawing import COLOURS, LIGHT
 from minisd.data.postcards.scenes import mix
@@ -547,6 +548,16 @@ def test_two_subjects_are_side_by_side_each_of_its_colour():
             if ATTRIBUTES["colour"][nearest.mode().values] != colour:
                 wrong.append((scene, colour))
     assert len(wrong) < 0.01 * 800, wrong
+
+
+def test_two_subjects_stand_on_one_ground_and_vary_each_for_itself():
+    scenes = draw_scenes("train", torch.arange(500), two=1.0)
+    first = Canvas(scenes, torch.zeros(500, 3, 8, 8), None)
+    second = first.second()
+    assert torch.equal(first.horizon, second.horizon)
+    a, b = (canvas.vary("scale", 0, 1).flatten() for canvas in (first, second))
+    assert torch.stack([a, b]).corrcoef()[0, 1].abs() < 0.15  # over three standard errors
+    assert torch.equal(next(second.at(torch.arange(9))).vary("scale", 0, 1).flatten(), b[:9])
 
 
 def test_boats_are_on_water_and_balloons_in_the_sky():
